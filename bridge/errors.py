@@ -1,0 +1,25 @@
+"""The errors a user can meet, each with a message that names the layer, what was expected and what to do."""
+
+
+class BridgeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConversionError(BridgeError, ValueError):
+    """The model cannot be converted exactly; the message lists every offending layer and its remedy."""
+
+
+class GraphError(BridgeError, ValueError):
+    """A layer graph or a NIR graph is malformed: a missing edge, mismatched shapes, an unknown node."""
+
+
+class InputError(BridgeError, ValueError):
+    """The data handed in does not fit the network: wrong shape, NaN, no images, too few steps."""
+
+
+class BackendError(BridgeError, RuntimeError):
+    """A backend is unknown, not installed, or failed while it ran."""
+
+
+class ValidationError(BridgeError, RuntimeError):
+    """Records cannot be compared: no layer in common, different images or steps, an empty record."""

@@ -1,0 +1,262 @@
+"""The network as plain data: an ordered, immutable graph of small layers, ANN and SNN alike.
+
+Arrays are numpy, without batch: a feature map is ``[C, H, W]``, a vector ``[F]``. A layer's equation is in its
+docstring. Nothing here computes; `bridge.simulate` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.errors import GraphError
+
+Shape = tuple[int, ...]
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer:
+    """One operation: ``name`` identifies it in graphs, records and messages; ``inputs`` names its sources in order."""
+
+    name: str
+    inputs: tuple[str, ...]
+    arity: ClassVar[int] = 1
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the output, without batch, for an input of `shape`. Raises `GraphError` if it does not fit."""
+        return shape
+
+    def expect(self, fits: bool, wanted: str, came: object) -> None:
+        """Raise a `GraphError` naming this layer unless `fits`."""
+        if not fits:
+            raise GraphError(f"layer {self.name!r} ({type(self).__name__}): expected {wanted}, got {came}")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Input(Layer):
+    """Where the data enters: ``y = x``, analog and the same at every time step (direct coding)."""
+
+    shape: Shape
+    inputs: tuple[str, ...] = ()
+    arity: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Affine(Layer):
+    """Common to `Linear` and `Conv2d`: ``weight`` has its output channels first, ``bias`` one value for each."""
+
+    weight: Array
+    bias: Array
+
+    def __post_init__(self) -> None:
+        self.expect(
+            self.bias.shape == self.weight.shape[:1],
+            f"a bias of shape {self.weight.shape[:1]} for a weight of shape {self.weight.shape}",
+            self.bias.shape,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Linear(Affine):
+    """``y = W x + b``, weight ``[F_out, F_in]``, bias ``[F_out]``."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        wanted = (self.weight.shape[1],)
+        self.expect(shape == wanted, f"an input of shape {wanted} (flatten feature maps first)", shape)
+        return (self.weight.shape[0],)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv2d(Affine):
+    """``y = W * x + b`` (cross-correlation, zero padding), weight ``[C_out, C_in / groups, K_h, K_w]``."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels = self.weight.shape[1] * self.groups
+        self.expect(len(shape) == 3 and shape[0] == channels, f"a feature map of {channels} channels", shape)
+        kernel = cast(tuple[int, int], self.weight.shape[2:])
+        return (self.weight.shape[0], *_window(self, shape, kernel, self.stride, self.padding, self.dilation))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchNorm(Layer):
+    """``y_c = scale_c x_c + shift_c`` per channel: batch normalisation with its running statistics, as at inference."""
+
+    scale: Array
+    shift: Array
+
+    def output_shape(self, shape: Shape) -> Shape:
+        self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scale(Layer):
+    """``y_c = scale_c x_c`` per channel."""
+
+    scale: Array
+
+    def output_shape(self, shape: Shape) -> Shape:
+        self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AvgPool2d(Layer):
+    """Mean over windows of ``kernel``; padded zeros count as values, as in ``torch.nn.AvgPool2d``'s default."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        self.expect(len(shape) == 3, "a feature map [C, H, W]", shape)
+        return (shape[0], *_window(self, shape, self.kernel, self.stride, self.padding, (1, 1)))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Flatten(Layer):
+    """``[C, H, W]`` to ``[C·H·W]`` in C order."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (int(np.prod(shape)),)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClipFloorShift(Layer):
+    """QCFS: ``a = λ · clip(floor(z·L/λ + 1/2) / L, 0, 1)`` (Bu et al., ICLR 2022, eq. 11).
+
+    ``threshold`` is λ, one value per channel ``[C]``; ``levels`` is L.
+    """
+
+    levels: int
+    threshold: Array
+
+    def output_shape(self, shape: Shape) -> Shape:
+        self.expect(shape[:1] == self.threshold.shape, f"{len(self.threshold)} channels (one λ each)", shape)
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IntegrateFire(Layer):
+    """Integrate-and-fire with soft reset and unit threshold, in the shifted potential ``u = v − v(0)``:
+
+    ``u(0) = 0;  u += I;  s = [u ≥ level];  u −= s``, where ``level = 1 − v(0)``, one value per channel ``[C]``.
+
+    QCFS's twin starts at ``v(0) = 1/2``, hence ``level = 1/2``; the spikes are those of threshold 1.
+    """
+
+    level: Array
+
+    def __post_init__(self) -> None:
+        self.expect(bool(np.all(np.isfinite(self.level))), "finite firing levels", self.level)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
+        return shape
+
+
+def _window(
+    layer: Layer,
+    shape: Shape,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    """Height and width after sliding a window over a feature map of `shape`."""
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(shape[1:], kernel, stride, padding, dilation, strict=True)
+    ]
+    layer.expect(min(sizes) >= 1, f"a feature map at least as large as the {kernel} window", shape)
+    return sizes[0], sizes[1]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGraph:
+    """Layers in topological order: one `Input` first, every source before its use, the last layer is the output.
+
+    ``shapes`` holds each layer's output shape, without batch. Building the graph checks all of this and raises
+    `GraphError` with the layer's name.
+    """
+
+    layers: tuple[Layer, ...]
+    shapes: dict[str, Shape] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shapes: dict[str, Shape] = {}
+        if [type(layer) for layer in self.layers].count(Input) != 1 or not isinstance(self.layers[0], Input):
+            raise GraphError("a layer graph has exactly one Input, and it comes first")
+        for layer in self.layers:
+            if layer.name in shapes:
+                raise GraphError(f"two layers are called {layer.name!r}: names must be unique")
+            missing = [source for source in layer.inputs if source not in shapes]
+            if missing:
+                raise GraphError(f"layer {layer.name!r} takes its input from {missing}, which no earlier layer provides")
+            layer.expect(len(layer.inputs) == layer.arity, f"{layer.arity} input(s)", list(layer.inputs))
+            if isinstance(layer, Input):
+                shapes[layer.name] = layer.shape
+            else:
+                shapes[layer.name] = layer.output_shape(*(shapes[source] for source in layer.inputs))
+        unused = [layer.name for layer in self.layers[:-1] if not self.consumers(layer.name)]
+        if unused:
+            raise GraphError(f"the output of {unused} goes nowhere; only the last layer may be the output")
+        object.__setattr__(self, "shapes", shapes)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def input(self) -> Input:
+        return cast(Input, self.layers[0])
+
+    @property
+    def output(self) -> Layer:
+        return self.layers[-1]
+
+    @property
+    def spiking(self) -> tuple[str, ...]:
+        """Names of the spiking layers, in order."""
+        return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire))
+
+    def consumers(self, name: str) -> list[Layer]:
+        """The layers that read the output of `name`."""
+        return [layer for layer in self.layers if name in layer.inputs]
+
+    def rewrite(self, changes: dict[str, Iterable[Layer]]) -> LayerGraph:
+        """A copy in which each layer named in `changes` gives way to the layers listed for it.
+
+        Readers of a replaced layer read the last of its replacements; those of a layer replaced by nothing read that
+        layer's own input.
+        """
+        layers: list[Layer] = []
+        renamed: dict[str, str] = {}
+        for layer in self.layers:
+            moved = tuple(renamed.get(source, source) for source in layer.inputs)
+            if layer.name not in changes:
+                layers.append(layer if moved == layer.inputs else replace(layer, inputs=moved))
+                continue
+            replacements = list(changes[layer.name])
+            for new in replacements:
+                layers.append(replace(new, inputs=tuple(renamed.get(source, source) for source in new.inputs)))
+            renamed[layer.name] = replacements[-1].name if replacements else moved[0]
+        return LayerGraph(tuple(layers))

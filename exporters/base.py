@@ -1,0 +1,61 @@
+"""The protocol of a backend: export a NIR graph to a native model, run that model, say whether it can be used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.records import SpikeRecord
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be used here: its packages' versions, else the reason and the command that mends it."""
+
+    usable: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    install: str = ""
+
+
+class Backend(Protocol):
+    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless."""
+
+    name: str
+
+    def available(self) -> Availability:
+        """Whether the framework can be imported, without importing this package's own heavy parts at module level."""
+        ...
+
+    def export(self, graph: nir.NIRGraph) -> Any:
+        """The framework's own model of `graph`. Everything it needs comes from the graph's structure.
+
+        Raises `bridge.errors.GraphError` for a graph it cannot run exactly.
+        """
+        ...
+
+    def run(self, native: Any, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        """Run `native` for `steps` time steps on images `x` ``[B, *input]``, held constant, from a fresh state.
+
+        With `membranes`, the record also keeps every layer's potential u after integration, before reset.
+        """
+        ...
+
+
+def probe(packages: Mapping[str, str], install: str) -> Availability:
+    """Availability of a backend that needs `packages`: import name → distribution name. Imports each of them."""
+    versions = {}
+    for module, distribution in packages.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a framework that fails on import, for whatever reason, is not usable
+            reason = f"import {module} failed: {type(error).__name__}: {error}"
+            return Availability(usable=False, versions=versions, reason=reason, install=install)
+        versions[distribution] = importlib.metadata.version(distribution)
+    return Availability(usable=True, versions=versions)
