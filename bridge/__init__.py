@@ -1,1 +1,23 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
+
+from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
+from bridge.network import SpikingNetwork, convert, load
+from bridge.qcfs import QCFS, replace_activations
+from bridge.records import SpikeRecord
+from bridge.validate import Agreement
+
+__all__ = [
+    "QCFS",
+    "Agreement",
+    "BackendError",
+    "BridgeError",
+    "ConversionError",
+    "GraphError",
+    "InputError",
+    "SpikeRecord",
+    "SpikingNetwork",
+    "ValidationError",
+    "convert",
+    "load",
+    "replace_activations",
+]

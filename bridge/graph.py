@@ -59,6 +59,8 @@ class Affine(Layer):
             f"a bias of shape {self.weight.shape[:1]} for a weight of shape {self.weight.shape}",
             self.bias.shape,
         )
+        finite = bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+        self.expect(finite, "finite weights and biases", "NaN or infinity among them")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,6 +106,9 @@ class Scale(Layer):
     """``y_c = scale_c x_c`` per channel."""
 
     scale: Array
+
+    def __post_init__(self) -> None:
+        self.expect(bool(np.isfinite(self.scale).all()), "finite factors", self.scale)
 
     def output_shape(self, shape: Shape) -> Shape:
         self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)

@@ -1,0 +1,184 @@
+"""What `bridge.convert` returns: a spiking network that can be run, written as NIR, and held against its ANN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from bridge import nir_graph, registry
+from bridge.capture.torch_model import capture
+from bridge.errors import ConversionError, GraphError, InputError
+from bridge.files import replacing
+from bridge.graph import LayerGraph
+from bridge.passes import fold_batch_norm, fold_thresholds, to_float32
+from bridge.records import SpikeRecord
+from bridge.simulate import simulate
+from bridge.validate import Agreement, Runner
+from bridge.validate import validate as hold_against
+
+BATCH = 64
+"""Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
+
+
+class SpikingNetwork:
+    """Integrate-and-fire layers with unit threshold, soft reset and v(0) = 1/2, and the affine layers between them.
+
+    ``graph`` is the spiking network, ``ann`` the network it came from (None when read from a file, which holds spikes
+    only). Both are immutable and share nothing with the model that was converted.
+    """
+
+    def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None) -> None:
+        self.graph = graph
+        self.ann = ann
+
+    def __repr__(self) -> str:
+        neurons = sum(int(np.prod(self.graph.shapes[name])) for name in self.graph.spiking)
+        shapes = self.graph.shapes
+        return (
+            f"SpikingNetwork({list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
+            f"{len(self.graph.spiking)} spiking layers, {neurons} neurons)"
+        )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the spiking layers, in order; the keys of every `bridge.SpikeRecord` of this network."""
+        return self.graph.spiking
+
+    def to_nir(self) -> nir.NIRGraph:
+        """The network as a NIR graph: all that any backend needs (`bridge.nir_graph` says how the neuron is written)."""
+        return nir_graph.to_nir(self.graph)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_nir` to a ``.nir`` file, whole or not at all. `bridge.load` reads it back."""
+        with replacing(path) as temporary:
+            nir.write(temporary, self.to_nir())
+
+    def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
+        """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
+
+        Raises:
+            InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1.
+        """
+        x = self._images(x)
+        _check_steps(steps)
+        return SpikeRecord.concatenate([simulate(self.graph, batch, steps) for batch in x.split(BATCH)])
+
+    def validate(
+        self,
+        x: Tensor | NDArray[Any],
+        steps: int,
+        backends: Sequence[str] | None = None,
+        *,
+        labels: Tensor | NDArray[Any] | Sequence[int] | None = None,
+        images: Mapping[str, int] | None = None,
+    ) -> Agreement:
+        """Run `x` on the reference and on every backend, and count what differs, per layer and time step.
+
+        Args:
+            x: images ``[B, *input]``, float; held constant over time.
+            steps: T, at least 1.
+            backends: names, such as ``["spikingjelly", "snntorch", "lava"]``. Default: all that are usable here.
+            labels: true classes ``[B]``, for accuracies.
+            images: by backend, run only that many of the images, the first ones; for slow backends.
+
+        Returns:
+            The `bridge.Agreement`: print it with `bridge.report.table`, write it with ``save``.
+
+        Raises:
+            InputError: as in `run`, or labels that do not match the images.
+            BackendError: a backend is unknown or not usable (the message says what to install), or it failed.
+            ValidationError: a backend's record does not fit the network.
+        """
+        x = self._images(x)
+        _check_steps(steps)
+        truth = _labels(labels, len(x))
+        if backends is None:
+            backends = [name for name in registry.names() if registry.get(name).available().usable]
+        unknown = set(images or {}) - set(backends)
+        if unknown:
+            raise InputError(f"images: {sorted(unknown)} are not among the backends {list(backends)}")
+        graph = self.to_nir()
+        runners = {name: self._runner(name, graph, steps, (images or {}).get(name)) for name in backends}
+        starts = range(0, len(x), BATCH)
+
+        def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
+            for start in track(starts, description=f"{', '.join(backends)}", transient=True):
+                part = slice(start, start + BATCH)
+                yield x[part], None if truth is None else truth[part]
+
+        return hold_against(self.graph, self.ann, batches(), steps, runners)
+
+    def _runner(
+        self, name: str, graph: nir.NIRGraph, steps: int, limit: int | None
+    ) -> tuple[Runner, int | None, Mapping[str, str]]:
+        backend = registry.usable(name)
+        native = backend.export(graph)
+
+        def run(batch: Tensor, membranes: bool) -> SpikeRecord:
+            return backend.run(native, batch.numpy(), steps, membranes=membranes)
+
+        return run, limit, backend.available().versions
+
+    def _images(self, x: Tensor | NDArray[Any]) -> Tensor:
+        """`x` as a float32 CPU tensor, checked against the network's input."""
+        if not isinstance(x, Tensor | np.ndarray):
+            raise InputError(f"x: expected a torch tensor or numpy array of images, got {type(x).__name__}")
+        x = torch.as_tensor(x).detach().to(device="cpu", dtype=torch.float32).contiguous()
+        wanted = self.graph.shapes[self.graph.input.name]
+        if tuple(x.shape[1:]) != wanted or len(x) == 0:
+            raise InputError(f"x: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}")
+        if not bool(x.isfinite().all()):
+            raise InputError(f"x: holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
+        return x
+
+
+def convert(model: nn.Module, example_input: Tensor) -> SpikingNetwork:
+    """Convert a QCFS-trained `model` to the spiking network that computes the same, spike by spike.
+
+    The model is taken as it stands at inference, whatever mode it is in, and is not changed.
+
+    Args:
+        model: a sequence of Conv2d, Linear, BatchNorm, AvgPool2d, Flatten, Dropout and `bridge.QCFS`.
+        example_input: any float images ``[B, ...]`` of the shape the model takes; only the shape is used.
+
+    Raises:
+        ConversionError: something in the model has no exact spiking form; the message lists every such layer.
+        InputError: the model does not accept `example_input`.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"convert: expected a torch.nn.Module, got {type(model).__name__}")
+    ann = capture(model, example_input)
+    return SpikingNetwork(to_float32(fold_thresholds(fold_batch_norm(ann))), to_float32(ann))
+
+
+def load(path: str | Path) -> SpikingNetwork:
+    """The network in the NIR file at `path`, as `SpikingNetwork.save` or `nir.write` wrote it; its ANN is not known.
+
+    Raises `bridge.GraphError` for a file that is missing, damaged or holds another kind of network.
+    """
+    graph = nir_graph.read(path)
+    if not graph.spiking:
+        raise GraphError(f"{path}: no neuron in it, so nothing spikes")
+    return SpikingNetwork(graph)
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps: expected a whole number of time steps of at least 1, got {steps!r}")
+
+
+def _labels(labels: Tensor | NDArray[Any] | Sequence[int] | None, count: int) -> NDArray[np.integer] | None:
+    if labels is None:
+        return None
+    values = np.asarray(labels)
+    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+        raise InputError(f"labels: expected {count} whole numbers, one an image, got {values.dtype} {values.shape}")
+    return values

@@ -1,0 +1,347 @@
+"""Spiking layer graph ⇄ `nir.NIRGraph`. The only file that knows how the neuron is written in NIR.
+
+NIR has no soft-reset integrate-and-fire neuron, and its ``IF`` resets to a value ("hard"). The neuron is therefore
+three primitives in a loop, each exactly what NIR says it is::
+
+    → I(r = 1) ──→ Threshold(θ') ──→          u += I;  s = [u > θ']
+        ↑               │                     θ' = the largest float32 below the level, so u > θ'  ⟺  u ≥ level
+        └── Scale(−1) ←─┘                     u −= s  (one step later, before anything reads u again: the same sums)
+
+Time is discrete with dt = 1. What a reader needs is in this structure; the graph's metadata only repeats it.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections import defaultdict
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+
+from bridge.errors import GraphError
+from bridge.graph import (
+    Array,
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Input,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Linear,
+    Scale,
+    Shape,
+)
+
+METADATA = {
+    "dt": 1.0,
+    "neuron": "I -> Threshold -> Scale(-1) -> I: integrate-and-fire with soft reset by 1; Threshold fires on level, not on crossing",
+    "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
+}
+
+HARD_RESET = (
+    "resets to v_reset when it fires, which is not the soft reset that QCFS converts to; "
+    "write the network with SpikingNetwork.to_nir()"
+)
+
+
+def to_nir(graph: LayerGraph) -> nir.NIRGraph:
+    """The spiking `graph` in NIR. Layer names become node names; parameters are float32."""
+    nodes: dict[str, nir.NIRNode] = {}
+    edges: list[tuple[str, str]] = []
+    for layer in graph:
+        shape = graph.shapes[layer.name]
+        if not isinstance(layer, IntegrateFire):
+            nodes[layer.name] = _write(layer, graph.shapes[layer.inputs[0]] if layer.inputs else shape)
+            edges += [(source, layer.name) for source in layer.inputs]
+            continue
+        membrane, reset = _free(f"{layer.name}_membrane", graph), _free(f"{layer.name}_reset", graph)
+        nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
+        nodes[layer.name] = nir.Threshold(threshold=_spread(np.nextafter(layer.level, np.float32(-np.inf)), shape))
+        nodes[reset] = nir.Scale(scale=np.full(shape, -1, np.float32))
+        edges += [(layer.inputs[0], membrane), (membrane, layer.name), (layer.name, reset), (reset, membrane)]
+    output = _free("output", graph)
+    nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
+    edges.append((graph.output.name, output))
+    # NIR's own inference takes kernels for square and groups for 1, so the types are set here and then checked.
+    result = nir.NIRGraph(nodes, edges, metadata=dict(METADATA), type_check=False)
+    for layer in graph:
+        node = nodes[layer.name]
+        if layer.inputs and not isinstance(layer, IntegrateFire):
+            node.input_type = {"input": np.array(graph.shapes[layer.inputs[0]])}
+            node.output_type = {"output": np.array(graph.shapes[layer.name])}
+    result.check_types()
+    return result
+
+
+def read(path: str | Path) -> LayerGraph:
+    """The layer graph in the NIR file at `path`.
+
+    Raises:
+        GraphError: the file is missing, is no NIR file, or holds a graph that `from_nir` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file")
+    if not h5py.is_hdf5(path):
+        raise GraphError(f"{path}: not a NIR file (NIR files are HDF5); write one with SpikingNetwork.save(path)")
+    try:
+        graph = nir.read(path, type_check=False)
+    except Exception as error:  # nir raises whatever its parts raise on a damaged file
+        raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
+    if not isinstance(graph, nir.NIRGraph):
+        raise GraphError(f"{path}: holds a single {type(graph).__name__} node, not a graph")
+    try:
+        return from_nir(graph)
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from error
+
+
+def from_nir(graph: nir.NIRGraph) -> LayerGraph:
+    """The layers of a NIR `graph`, its neurons recognised by their structure alone, whatever the nodes are called.
+
+    Raises:
+        GraphError: a node is unknown or out of place, an edge leads nowhere, shapes do not fit, a cycle is not a
+            neuron. The message names the node.
+    """
+    wiring = _Wiring(graph)
+    layers: dict[str, Layer] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    inside: set[str] = set()
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.Threshold):
+            membrane, reset, source = wiring.neuron(name)
+            inside |= {membrane, reset}
+            sources[name] = (source,)
+            layers[name] = IntegrateFire(
+                name=name,
+                inputs=(source,),
+                level=_per_channel(np.nextafter(np.asarray(node.threshold, np.float32), np.float32(np.inf)), name),
+            )
+    for name, node in graph.nodes.items():
+        if name in inside or name in layers or isinstance(node, nir.Output):
+            continue
+        inputs = tuple(wiring.before[name])
+        try:
+            layers[name] = _read(node, name, inputs)
+        except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+            if isinstance(error, GraphError):
+                raise
+            raise GraphError(f"node {name!r} ({type(node).__name__}): malformed parameters ({error})") from error
+        sources[name] = inputs
+    (output,) = wiring.outputs
+    return LayerGraph(tuple(layers[name] for name in _ordered(sources, wiring.before[output])))
+
+
+class _Wiring:
+    """Who feeds whom in a NIR graph, and the search for the neuron's motif in it."""
+
+    def __init__(self, graph: nir.NIRGraph) -> None:
+        self.nodes: dict[str, nir.NIRNode] = graph.nodes
+        self.before: dict[str, list[str]] = defaultdict(list)
+        self.after: dict[str, list[str]] = defaultdict(list)
+        for source, target in graph.edges:
+            for end in (source, target):
+                if end not in self.nodes:
+                    raise GraphError(f"edge {source!r} → {target!r}: there is no node {end!r}")
+            if target in self.after[source]:
+                raise GraphError(f"edge {source!r} → {target!r} is there twice")
+            self.before[target].append(source)
+            self.after[source].append(target)
+        self.outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
+        inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
+        if len(inputs) != 1 or len(self.outputs) != 1 or len(self.before[self.outputs[0]]) != 1:
+            raise GraphError(f"expected one Input and one Output with one edge into it, got {inputs} and {self.outputs}")
+
+    def neuron(self, threshold: str) -> tuple[str, str, str]:
+        """Names of the I and the Scale(−1) of the neuron that fires at `threshold`, and of the node that drives it."""
+        wanted = f"node {threshold!r} (Threshold): expected the neuron I(r = 1) → Threshold → Scale(−1) → I; "
+        before = self.before[threshold]
+        if len(before) != 1 or not isinstance(self.nodes[before[0]], nir.I):
+            raise GraphError(f"{wanted}it is fed by {before}, not by one I")
+        membrane = before[0]
+        if self.after[membrane] != [threshold] or not np.all(np.asarray(self.nodes[membrane].r) == 1):
+            raise GraphError(f"{wanted}{membrane!r} has another reader or an r other than 1")
+        resets = [name for name in self.before[membrane] if threshold in self.before[name]]
+        drives = [name for name in self.before[membrane] if name not in resets]
+        if len(resets) != 1 or len(drives) != 1:
+            raise GraphError(f"{wanted}{membrane!r} is fed by {self.before[membrane]}, not by one source and one reset")
+        reset = self.nodes[resets[0]]
+        private = self.before[resets[0]] == [threshold] and self.after[resets[0]] == [membrane]
+        if not private or not isinstance(reset, nir.Scale) or not np.all(np.asarray(reset.scale) == -1):
+            raise GraphError(f"{wanted}{resets[0]!r} is not a Scale by −1 between them alone")
+        return membrane, resets[0], drives[0]
+
+
+def _ordered(sources: dict[str, tuple[str, ...]], outputs: list[str]) -> list[str]:
+    """Names in topological order, by name where several are possible, so that files and objects read alike."""
+    sorter = graphlib.TopologicalSorter(sources)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        raise GraphError(f"a cycle that is not a neuron: {' → '.join(error.args[1])}") from error
+    order: list[str] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        missing = [name for name in ready if name not in sources]
+        if missing:
+            raise GraphError(f"{missing} feed layers but compute nothing that can be read")
+        order += ready
+        sorter.done(*ready)
+    if order[-1:] != outputs:
+        raise GraphError(f"the Output reads {outputs}, but {order[-1:]} comes last: some node's output goes nowhere")
+    return order
+
+
+def _free(name: str, graph: LayerGraph) -> str:
+    """`name`, or `name` with as many underscores as it takes to be no layer's."""
+    while name in graph.shapes:
+        name += "_"
+    return name
+
+
+def _spread(values: Array, shape: Shape) -> Array:
+    """One value a channel, repeated over `shape` ``[C, ...]``; NIR wants one for every neuron."""
+    full = np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    return np.ascontiguousarray(full, dtype=np.float32)
+
+
+def _per_channel(values: Any, name: str) -> Array:
+    """The value of each channel of an array ``[C, ...]``. Raises `GraphError` if a channel holds several."""
+    array = np.asarray(values, np.float32)
+    if array.ndim == 0:
+        raise GraphError(f"node {name!r}: expected an array of the full neuron shape, got a scalar")
+    flat = array.reshape(len(array), -1)
+    if not (flat == flat[:, :1]).all():
+        raise GraphError(f"node {name!r}: its values differ within a channel; one value a channel is supported")
+    return np.ascontiguousarray(flat[:, 0])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = np.broadcast_to(np.asarray(value), (2,))
+    return int(values[0]), int(values[1])
+
+
+@singledispatch
+def _write(layer: Layer, shape: Shape) -> nir.NIRNode:
+    """The NIR node of a stateless layer; `shape` is that of its input."""
+    raise GraphError(f"layer {layer.name!r} ({type(layer).__name__}) has no form in NIR; convert the model first")
+
+
+@_write.register
+def _(layer: Input, shape: Shape) -> nir.NIRNode:
+    return nir.Input(input_type={"input": np.array(shape)})
+
+
+@_write.register
+def _(layer: Linear, shape: Shape) -> nir.NIRNode:
+    return nir.Affine(weight=layer.weight, bias=layer.bias)
+
+
+@_write.register
+def _(layer: Conv2d, shape: Shape) -> nir.NIRNode:
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]) if layer.groups == 1 else None,  # with a shape, NIR takes groups for 1
+        weight=layer.weight,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=layer.bias,
+    )
+
+
+@_write.register
+def _(layer: AvgPool2d, shape: Shape) -> nir.NIRNode:
+    return nir.AvgPool2d(
+        kernel_size=np.array(layer.kernel), stride=np.array(layer.stride), padding=np.array(layer.padding)
+    )
+
+
+@_write.register
+def _(layer: Flatten, shape: Shape) -> nir.NIRNode:
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+
+
+@_write.register
+def _(layer: Scale, shape: Shape) -> nir.NIRNode:
+    return nir.Scale(scale=_spread(layer.scale, shape))
+
+
+@singledispatch
+def _read(node: nir.NIRNode, name: str, inputs: tuple[str, ...]) -> Layer:
+    """The layer of a NIR node that is no part of a neuron."""
+    kind = type(node).__name__
+    reason = HARD_RESET if isinstance(node, nir.IF | nir.LIF | nir.CubaLIF) else "is not supported here"
+    raise GraphError(f"node {name!r}: NIR's {kind} {reason}")
+
+
+@_read.register
+def _(node: nir.Input, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Input(name=name, shape=tuple(int(size) for size in node.input_type["input"]))
+
+
+@_read.register
+def _(node: nir.Affine, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Linear(name=name, inputs=inputs, weight=_matrix(node.weight, name), bias=np.asarray(node.bias, np.float32))
+
+
+@_read.register
+def _(node: nir.Linear, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = _matrix(node.weight, name)
+    return Linear(name=name, inputs=inputs, weight=weight, bias=np.zeros(len(weight), np.float32))
+
+
+@_read.register
+def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = np.asarray(node.weight, np.float32)
+    dilation = _pair(node.dilation)
+    if node.padding == "valid" if isinstance(node.padding, str) else False:
+        padding = (0, 0)
+    elif isinstance(node.padding, str):
+        reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        if any(r % 2 for r in reach) or _pair(node.stride) != (1, 1):
+            raise GraphError(f"node {name!r} (Conv2d): padding 'same' needs odd kernels and stride 1; write numbers")
+        padding = (reach[0] // 2, reach[1] // 2)
+    else:
+        padding = _pair(node.padding)
+    return Conv2d(
+        name=name,
+        inputs=inputs,
+        weight=weight,
+        bias=np.asarray(node.bias, np.float32),
+        stride=_pair(node.stride),
+        padding=padding,
+        dilation=dilation,
+        groups=int(node.groups),
+    )
+
+
+@_read.register
+def _(node: nir.AvgPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
+    kernel, stride, padding = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
+    return AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
+
+
+@_read.register
+def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
+    rank = len(node.input_type["input"]) if node.input_type["input"] is not None else 3
+    if int(node.start_dim) != 0 or int(node.end_dim) not in (-1, rank - 1):
+        raise GraphError(f"node {name!r} (Flatten): expected all dimensions flattened, 0 to -1 (NIR has no batch)")
+    return Flatten(name=name, inputs=inputs)
+
+
+@_read.register
+def _(node: nir.Scale, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Scale(name=name, inputs=inputs, scale=_per_channel(node.scale, name))
+
+
+def _matrix(weight: Any, name: str) -> Array:
+    array = np.asarray(weight, np.float32)
+    if array.ndim != 2:
+        raise GraphError(f"node {name!r}: expected a weight matrix [F_out, F_in], got shape {array.shape}")
+    return array

@@ -1,0 +1,7 @@
+"""Rewrites from one `bridge.graph.LayerGraph` to the next; each is one file and leaves its argument unchanged."""
+
+from bridge.passes.fold_batch_norm import fold_batch_norm
+from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.to_float32 import to_float32
+
+__all__ = ["fold_batch_norm", "fold_thresholds", "to_float32"]

@@ -1,0 +1,114 @@
+"""QCFS, the activation whose spiking twin is an integrate-and-fire neuron, and how to put it into a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from bridge.errors import ConversionError
+
+SMALLEST_THRESHOLD = 1e-6
+"""λ is held at or above this in the forward pass, whatever the optimiser does to the parameter."""
+
+REPLACEABLE = (nn.ReLU, nn.ReLU6)
+
+
+class QCFS(LazyModuleMixin, nn.Module):
+    """Quantization clip-floor-shift: ``a = λ · clip(floor(z·L/λ + 1/2) / L, 0, 1)``.
+
+    Source: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
+    ICLR 2022, eq. 11 with the shift φ = 1/2. The floor passes gradients straight through; everything else is
+    differentiated as written, which gives, for 0 ≤ z·L/λ + 1/2 < L + 1, ``∂a/∂z = 1`` and ``∂a/∂λ = (a − z)/λ``,
+    above that ``0`` and ``1``, below it ``0`` and ``0`` (the corrected form of the paper's eq. 14).
+
+    Shapes: any ``[B, ...]`` in, the same out; with one λ per channel, ``[B, C, ...]``.
+
+    Args:
+        levels: L, the number of steps between 0 and λ; at least 1.
+        threshold: λ at the start, positive. A 1-d tensor gives each channel its own.
+        per_channel: learn one λ per channel. If `threshold` is a single number, the number of channels is taken from
+            the first input seen, so run the model once before building an optimiser (as with torch's lazy modules).
+
+    Raises:
+        ValueError: `levels` or `threshold` is not positive and finite.
+    """
+
+    cls_to_become = None  # type: ignore[assignment]  # materialising λ does not change what this module is
+    threshold: nn.Parameter | UninitializedParameter
+
+    def __init__(self, levels: int, threshold: float | Tensor = 2.0, per_channel: bool = False) -> None:
+        super().__init__()
+        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
+            raise ValueError(f"QCFS: levels must be a whole number of at least 1, got {levels!r}")
+        initial = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
+        if initial.dim() > 1 or initial.numel() == 0 or not bool(((initial > 0) & initial.isfinite()).all()):
+            raise ValueError(f"QCFS: threshold λ must be positive and finite, one number or one a channel; got {threshold!r}")
+        self.levels = levels
+        self.per_channel = per_channel or initial.dim() == 1
+        if self.per_channel and initial.dim() == 0:
+            self._initial = float(initial)
+            self.threshold = UninitializedParameter()
+        else:
+            self.threshold = nn.Parameter(initial)
+
+    def initialize_parameters(self, z: Tensor) -> None:  # type: ignore[override]
+        """Give λ its channels from the first input; called by torch."""
+        if is_lazy(self.threshold):
+            with torch.no_grad():
+                self.threshold.materialize((z.shape[1],), device=z.device)
+                self.threshold.fill_(self._initial)
+
+    def forward(self, z: Tensor) -> Tensor:
+        # Clamped with a straight-through gradient, so that a λ pushed below zero can find its way back.
+        threshold = self.threshold + (self.threshold.clamp(min=SMALLEST_THRESHOLD) - self.threshold).detach()
+        if self.per_channel:
+            threshold = threshold.reshape(1, -1, *[1] * (z.dim() - 2))
+        level = z * self.levels / threshold + 0.5
+        level = level + (level.floor() - level).detach()
+        return threshold * (level / self.levels).clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        if is_lazy(self.threshold):
+            shown = f"{self._initial:g} per channel"
+        else:
+            values = self.threshold.detach()
+            low, high = float(values.min()), float(values.max())
+            shown = f"{low:.4g}…{high:.4g} per channel" if self.per_channel else f"{low:.4g}"
+        return f"levels={self.levels}, threshold={shown}"
+
+
+def replace_activations(
+    model: nn.Module, levels: int, threshold: float = 2.0, per_channel: bool = False
+) -> nn.Module:
+    """Put a `QCFS` of its own where each ``ReLU`` or ``ReLU6`` module was. Changes `model` in place and returns it.
+
+    Use the returned model, and rebuild the optimiser: λ are new parameters. A ReLU module that the model calls in
+    several places stays one shared module, so those places share one λ.
+
+    Args:
+        model: any module; a bare ``nn.ReLU`` comes back as a `QCFS`.
+        levels: L of every activation.
+        threshold: λ at the start. Small ones (2) train better at low latency than the 8 of the authors' code.
+        per_channel: one λ per channel.
+
+    Raises:
+        ConversionError: the model has no ReLU module (``F.relu`` in a ``forward`` cannot be replaced: use a module).
+    """
+    if isinstance(model, REPLACEABLE):
+        return QCFS(levels, threshold, per_channel).train(model.training)
+    everywhere = list(model.named_modules(remove_duplicate=False))
+    found = [(path, module) for path, module in everywhere if isinstance(module, REPLACEABLE)]
+    if not found:
+        raise ConversionError(
+            f"replace_activations: {type(model).__name__} has no nn.ReLU or nn.ReLU6 module to replace. "
+            "If its forward calls F.relu, give it an nn.ReLU module instead."
+        )
+    device = next((parameter.device for parameter in model.parameters()), None)
+    made: dict[nn.Module, QCFS] = {}
+    for path, module in found:
+        new = made.setdefault(module, QCFS(levels, threshold, per_channel).to(device).train(module.training))
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, new)
+    return model

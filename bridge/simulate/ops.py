@@ -1,0 +1,70 @@
+"""What each stateless layer computes, in torch float32. One function a layer kind."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridge.graph import AvgPool2d, BatchNorm, ClipFloorShift, Conv2d, Flatten, Input, Layer, Linear, Scale
+
+
+@singledispatch
+def evaluate(layer: Layer, x: Tensor) -> Tensor:
+    """Output ``[B, ...]`` of `layer` for an input ``[B, ...]``."""
+    raise NotImplementedError(f"no rule to evaluate a {type(layer).__name__}")
+
+
+@evaluate.register
+def _(layer: Input, x: Tensor) -> Tensor:
+    return x
+
+
+@evaluate.register
+def _(layer: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, tensor(layer.weight), tensor(layer.bias))
+
+
+@evaluate.register
+def _(layer: Conv2d, x: Tensor) -> Tensor:
+    weight, bias = tensor(layer.weight), tensor(layer.bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+@evaluate.register
+def _(layer: BatchNorm, x: Tensor) -> Tensor:
+    return x * channels(layer.scale, x) + channels(layer.shift, x)
+
+
+@evaluate.register
+def _(layer: Scale, x: Tensor) -> Tensor:
+    return x * channels(layer.scale, x)
+
+
+@evaluate.register
+def _(layer: AvgPool2d, x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
+
+
+@evaluate.register
+def _(layer: Flatten, x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+@evaluate.register
+def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
+    threshold = channels(layer.threshold, x)
+    return threshold * ((x * layer.levels / threshold + 0.5).floor() / layer.levels).clamp(0, 1)
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """The array as a float32 tensor, without a copy where it already is one."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def channels(values: np.ndarray, like: Tensor) -> Tensor:
+    """One value a channel, shaped to broadcast over `like` ``[B, C, ...]``."""
+    return tensor(values).reshape(1, -1, *[1] * (like.dim() - 2))

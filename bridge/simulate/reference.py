@@ -1,0 +1,53 @@
+"""The reference simulator: the spiking network in float32, one time step after another, nothing clever."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bridge.graph import IntegrateFire, LayerGraph
+from bridge.records import Recorder, SpikeRecord
+from bridge.simulate.ops import channels, evaluate, tensor
+
+NAME = "reference"
+
+
+@torch.inference_mode()
+def simulate(
+    graph: LayerGraph, x: Tensor, steps: int, *, membranes: bool = False, heard: SpikeRecord | None = None
+) -> SpikeRecord:
+    """Run the spiking `graph` on images `x` ``[B, *input]``, held constant, for `steps` steps from a fresh state.
+
+    All layers are synchronous: spikes of step t reach the next layer in step t.
+
+    Args:
+        graph: layers whose activations are `IntegrateFire`.
+        x: float32 images.
+        steps: T, at least 1.
+        membranes: also record every layer's potential u after integration, before reset.
+        heard: another run's record on the same images. Each layer then hears the spikes recorded there instead of
+            those simulated here, so that it is judged on its own: a spike that differs is that layer's doing.
+    """
+    recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking})
+    replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
+    constant: dict[str, Tensor] = {graph.input.name: x}
+    for layer in graph.layers[1:]:  # what depends on the input alone is the same at every step
+        if not isinstance(layer, IntegrateFire) and all(source in constant for source in layer.inputs):
+            constant[layer.name] = evaluate(layer, *(constant[source] for source in layer.inputs))
+    potentials: dict[str, Tensor] = {}
+    for t in range(steps):
+        values = dict(constant)
+        for layer in graph:
+            if layer.name in constant:
+                continue
+            inputs = [values[source] for source in layer.inputs]
+            if not isinstance(layer, IntegrateFire):
+                values[layer.name] = evaluate(layer, *inputs)
+                continue
+            u = inputs[0] + potentials[layer.name] if t else inputs[0]
+            spikes = (u >= channels(layer.level, u)).to(u.dtype)
+            potentials[layer.name] = u - spikes
+            values[layer.name] = tensor(replayed[layer.name][t]) if heard else spikes
+            recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
+        recorder.readout(values[graph.output.name].numpy())
+    return recorder.finish()

@@ -1,0 +1,14 @@
+"""Lava Processes for QCFS's spiking twin, to be used in any Lava program beside Lava's own Dense and Conv.
+
+Lava executes every module of the folder in which it looks for ProcessModels, so this one holds nothing else. Importing
+it makes Lava importable where it is not (see `exporters.lava.compat`).
+"""
+
+from exporters.lava import compat
+
+compat.apply()  # before the first module that imports Lava
+
+from exporters.lava.processes.neurons import IntegrateFire, Readout  # noqa: E402
+from exporters.lava.processes.streams import CurrentSource, Sink, shared_array  # noqa: E402
+
+__all__ = ["CurrentSource", "IntegrateFire", "Readout", "Sink", "shared_array"]

@@ -1,0 +1,152 @@
+"""Running Lava Processes to the end, or to a reason why not, and leaving nothing behind. Importing this imports Lava.
+
+Lava runs every Process in a forked child and waits for its messages without limit: a child that fails is only noticed
+if no other waits for it first. Here the children are watched while Lava waits, and are always ended by a signal: by
+then the results lie in shared memory, and a stop message to a child that has died would never be answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
+from typing import Any
+
+from bridge.errors import BackendError
+from exporters.lava import compat
+
+compat.apply()  # before the first module that imports Lava
+
+# isort: split
+from lava.magma.core.process.message_interface_enum import ActorType
+from lava.magma.core.process.process import AbstractProcess, ProcessServer
+from lava.magma.core.process.variable import VarServer
+from lava.magma.core.run_conditions import RunSteps
+from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.magma.runtime.mgmt_token_enums import MGMT_RESPONSE, enum_equal
+from lava.magma.runtime.runtime import Runtime
+
+CHANNEL_SIZE = 2  # messages a channel holds; Lava's 64 would fill /dev/shm, and in lockstep there is one at a time
+PATIENCE = 5.0  # seconds in which a failed child's traceback must arrive
+PAUSES = (0.0005, 0.02)  # seconds between two looks at the children: at first, and at most
+QUIETENED = (None, "lava.magma.compiler.compiler")  # loggers to which Lava adds a handler with every Process or run
+
+
+def run_to_end(process: AbstractProcess, steps: int, limit: float) -> None:
+    """Run `process` and all connected to it for `steps` Lava steps in at most `limit` seconds.
+
+    Raises `BackendError` with the child's own traceback if one fails, or if the limit is passed. In every case the
+    children are gone afterwards, and so is what they shared through Lava.
+    """
+    with compat.forking(), quiet():
+        executable = process.compile(Loihi2SimCfg(select_tag="floating_pt"), {"pypy_channel_size": CHANNEL_SIZE})
+        runtime = WatchedRuntime(executable, limit)
+        try:
+            runtime.initialize()
+            runtime.run_steps(steps)
+        finally:
+            runtime.end()
+
+
+class WatchedRuntime(Runtime):
+    """Lava's Runtime, except that it looks after its children while it waits for them."""
+
+    def __init__(self, executable: Any, limit: float) -> None:
+        super().__init__(executable, ActorType.MultiProcessing)
+        self.limit = limit
+        self.deadline = time.monotonic() + limit
+
+    @property
+    def children(self) -> list[Any]:
+        """The forked processes, as far as they have been started."""
+        infrastructure = self._messaging_infrastructure
+        return infrastructure.actors if infrastructure is not None else []
+
+    def initialize(self, node_cfg_idx: int = 0) -> None:
+        """Fork the children. Raises `BackendError` if one of them cannot be built."""
+        try:
+            with redirect_stdout(StringIO()):  # Lava prints what it raises
+                super().initialize(node_cfg_idx)
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(f"Lava could not start: {getattr(error, 'trace', None) or repr(error)}") from error
+
+    def _start_ports(self) -> None:
+        """As in Lava, whose next step is to wait for a word from each child: be sure that it comes."""
+        super()._start_ports()
+        self._watch_until(lambda: not any(queue.empty() for queue in self.exception_q))
+
+    def run_steps(self, steps: int) -> None:
+        """Run `steps` steps. Raises `BackendError` if a child fails or time runs out."""
+        self.start(RunSteps(num_steps=steps, blocking=False))
+        self._watch_until(lambda: all(port.probe() for port in self.service_to_runtime))
+        if not all(enum_equal(port.recv(), MGMT_RESPONSE.DONE) for port in self.service_to_runtime):
+            self.deadline = min(self.deadline, time.monotonic() + PATIENCE)
+            self._watch_until(lambda: False)
+
+    def _watch_until(self, done: Any) -> None:
+        pause, longest = PAUSES
+        while not done():
+            for child in self.children:
+                _expect_well(child)
+            if time.monotonic() > self.deadline:
+                raise BackendError(
+                    f"Lava did not finish within {self.limit:.0f} s: pass fewer images, or raise `time_limit`"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def end(self) -> None:
+        """Kill the children and free what they shared. May be called at any stage, more than once."""
+        self._is_started = self._is_running = False  # or Lava sends a stop message when this object is deleted
+        children = self.children
+        for child in children:
+            with suppress(ValueError):  # already closed
+                child.kill()
+        for child in children:
+            child.join()
+        for port in (*self.runtime_to_service, *self.service_to_runtime):
+            port._array = []  # a view of memory that is about to go
+            port.join()
+        if self._messaging_infrastructure is not None:
+            self._messaging_infrastructure.smm.shutdown()
+        if self._watchdog_manager is not None:
+            self._watchdog_manager.stop()
+
+
+def _expect_well(child: Any) -> None:
+    """Raise `BackendError` if `child` failed or died."""
+    alive = child.is_alive()
+    try:
+        failure = child.exception
+    except Exception as error:  # an exception that cannot be unpickled
+        failure = (error, f"an error that cannot be shown: {error!r}")
+    if failure is not None:
+        raise BackendError(f"a Lava process failed:\n{failure[1]}") from failure[0]
+    if not alive:
+        code = child.exitcode
+        hint = "; signal 7 (SIGBUS) means that /dev/shm is full, 9 that memory is" if code and code < 0 else ""
+        raise BackendError(f"a Lava process died with exit code {code}{hint}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Take back the log handlers that Lava adds to the program's loggers for every Process and every compilation."""
+    loggers = [logging.getLogger(name) for name in QUIETENED]
+    handlers = [list(logger.handlers) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, handlers, strict=True):
+            logger.handlers[:] = before
+
+
+def forget(processes: Iterable[AbstractProcess]) -> None:
+    """Drop `processes` and their Vars from Lava's registers, which would hold them and their weights for ever."""
+    gone = {id(process) for process in processes}
+    for server, owner in ((ProcessServer(), lambda p: p), (VarServer(), lambda v: v.process)):
+        members = server.processes if isinstance(server, ProcessServer) else server.vars
+        members[:] = [member for member in members if id(owner(member)) not in gone]
