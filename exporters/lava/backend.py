@@ -52,9 +52,7 @@ class Lava:
 
         return build_network(from_nir(graph))
 
-    def run(
-        self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False
-    ) -> SpikeRecord:
+    def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """Run `native` on images `x` ``[B, *input]`` for `steps` steps each, in fresh Processes.
 
         Raises `InputError` if `x` does not fit and `BackendError`, with Lava's own traceback, if Lava fails or takes
@@ -98,7 +96,7 @@ class _Taps:
             self.spikes[name] = self._tap(neuron.s_out, layout, offset, np.bool_)
             if membranes:
                 self.membranes[name] = self._tap(neuron.u_out, layout, offset, np.float64)
-        self.readout = self._tap(processes.readout.y_out, network.readout_layout, network.delay, np.float64)
+        self.readout = self._tap(processes.readout.y_out, network.readout_layout, processes.delay, np.float64)
 
     def _tap(self, port: Any, layout: Layout, offset: int, dtype: type[np.generic]) -> NDArray[Any]:
         from exporters.lava.processes import Sink, shared_array
@@ -130,7 +128,9 @@ def _check(graph: LayerGraph, x: NDArray[np.float32], steps: int) -> None:
     """Raise `InputError` unless `x` holds images of the graph's input shape and `steps` is positive."""
     shape = graph.input.shape
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape or len(x) == 0:
-        raise InputError(f"layer {graph.input.name!r}: expected images [B, {', '.join(map(str, shape))}], got {x.shape}")
+        raise InputError(
+            f"layer {graph.input.name!r}: expected images [B, {', '.join(map(str, shape))}], got {x.shape}"
+        )
     if not np.all(np.isfinite(x)):
         raise InputError(f"layer {graph.input.name!r}: the images hold NaN or infinite values")
     if steps < 1:

@@ -35,6 +35,7 @@ def apply() -> None:
     """Import Lava's core with every fix in place. Raises `ImportError` if Lava is not installed."""
     with _start_method_left_alone():
         _import_unhashable_default()
+        importlib.import_module("lava.magma.runtime.runtime")  # the module that sets the start method comes with it
         _widen_conv_parameters()
         _reshape_without_newshape()
 
@@ -69,7 +70,7 @@ def _import_unhashable_default() -> None:
         return
     original = dataclasses.dataclass
     # The decorator is looked up in `dataclasses` while the module runs, so nobody else sees the changed one.
-    dataclasses.dataclass = functools.partial(original, unsafe_hash=True)  # type: ignore[assignment]
+    dataclasses.dataclass = functools.partial(original, unsafe_hash=True)
     try:
         importlib.import_module(UNHASHABLE_DEFAULT)
     finally:

@@ -15,6 +15,7 @@ from exporters.lava.affine import Float64, Lowered, evaluate, lower
 from exporters.lava.processes import CurrentSource, IntegrateFire, Readout
 
 # isort: split
+import lava.proc.dense.models  # noqa: F401  (a missing dependency of Dense would else show only when Lava compiles)
 from lava.magma.core.process.ports.ports import OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.proc.conv.process import Conv
@@ -78,13 +79,14 @@ class Processes:
 
     ``layers`` maps a layer's name to its Dense, Conv or `IntegrateFire`. Layers before the first spiking one are
     computed on the host and are found in ``source``; a Flatten only reorders a Dense's columns. ``offsets`` tells at
-    which Lava step, counted from 0, a spiking layer has its first input.
+    which Lava step, counted from 0, a spiking layer has its first input, and ``delay`` the same of the readout.
     """
 
     source: CurrentSource
     layers: Mapping[str, AbstractProcess]
     readout: Readout
     offsets: Mapping[str, int]
+    delay: int
     steps: int
 
 
@@ -119,11 +121,6 @@ class LavaNetwork:
         """Lava's order of the readout."""
         return self.stages[-1].layout
 
-    @property
-    def delay(self) -> int:
-        """Lava steps between the input and the readout: one for every Dense and Conv."""
-        return sum(isinstance(layer, layers.Conv2d | layers.Linear) for stage in self.stages for layer in stage.synapses)
-
     def build(self, x: NDArray[np.floating], steps: int) -> Processes:
         """Fresh, connected Processes that run images `x` ``[B, *input]`` for `steps` time steps each, in one stream."""
         first = self.stages[0].layout
@@ -133,8 +130,8 @@ class LavaNetwork:
         for stage in self.stages:
             wiring.add(stage)
         assert wiring.readout is not None  # the plan ends with a readout
-        total = len(x) * steps + wiring.offset
-        return Processes(source, wiring.layers, wiring.readout, wiring.offsets, total)
+        delay = wiring.offset
+        return Processes(source, wiring.layers, wiring.readout, wiring.offsets, delay, len(x) * steps + delay)
 
 
 class _Wiring:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from typing import Any
 
+import exporters.lava.processes  # noqa: F401  (first of all: it makes Lava importable)
 from bridge.errors import BackendError
 from exporters.lava import compat
-
-compat.apply()  # before the first module that imports Lava
 
 # isort: split
 from lava.magma.core.process.message_interface_enum import ActorType
@@ -41,13 +40,20 @@ def run_to_end(process: AbstractProcess, steps: int, limit: float) -> None:
     children are gone afterwards, and so is what they shared through Lava.
     """
     with compat.forking(), quiet():
-        executable = process.compile(Loihi2SimCfg(select_tag="floating_pt"), {"pypy_channel_size": CHANNEL_SIZE})
-        runtime = WatchedRuntime(executable, limit)
+        runtime = WatchedRuntime(_compile(process), limit)
         try:
             runtime.initialize()
             runtime.run_steps(steps)
         finally:
             runtime.end()
+
+
+def _compile(process: AbstractProcess) -> Any:
+    """Lava's executable of `process` and all connected to it."""
+    try:
+        return process.compile(Loihi2SimCfg(select_tag="floating_pt"), {"pypy_channel_size": CHANNEL_SIZE})
+    except Exception as error:
+        raise BackendError(f"Lava could not compile its processes: {error!r}") from error
 
 
 class WatchedRuntime(Runtime):
@@ -87,7 +93,8 @@ class WatchedRuntime(Runtime):
             self.deadline = min(self.deadline, time.monotonic() + PATIENCE)
             self._watch_until(lambda: False)
 
-    def _watch_until(self, done: Any) -> None:
+    def _watch_until(self, done: Callable[[], bool]) -> None:
+        """Sleep until `done`, as long as the children are well and time is left; else raise `BackendError`."""
         pause, longest = PAUSES
         while not done():
             for child in self.children:
@@ -101,13 +108,16 @@ class WatchedRuntime(Runtime):
 
     def end(self) -> None:
         """Kill the children and free what they shared. May be called at any stage, more than once."""
-        self._is_started = self._is_running = False  # or Lava sends a stop message when this object is deleted
+        self._is_started = self._is_running = False  # or Lava sends a stop message when this object is deleted,
+        for process in self._executable.proc_builders:
+            process.runtime = None  # …or one of these is
         children = self.children
         for child in children:
             with suppress(ValueError):  # already closed
                 child.kill()
         for child in children:
-            child.join()
+            with suppress(Exception):  # on joining, Lava unpickles the child's exception, which can fail
+                child.join()
         for port in (*self.runtime_to_service, *self.service_to_runtime):
             port._array = []  # a view of memory that is about to go
             port.join()
@@ -147,6 +157,6 @@ def quiet() -> Iterator[None]:
 def forget(processes: Iterable[AbstractProcess]) -> None:
     """Drop `processes` and their Vars from Lava's registers, which would hold them and their weights for ever."""
     gone = {id(process) for process in processes}
-    for server, owner in ((ProcessServer(), lambda p: p), (VarServer(), lambda v: v.process)):
-        members = server.processes if isinstance(server, ProcessServer) else server.vars
-        members[:] = [member for member in members if id(owner(member)) not in gone]
+    register, variables = ProcessServer(), VarServer()
+    register.processes[:] = [process for process in register.processes if id(process) not in gone]
+    variables.vars[:] = [variable for variable in variables.vars if id(variable.process) not in gone]

@@ -92,11 +92,11 @@ class AbstractPyStreamModel(PyLoihiProcessModel):
 
     def resting(self) -> bool:
         """Whether the first input is yet to come."""
-        return self.time_step <= self.offset
+        return bool(self.time_step <= self.offset)
 
     def first_of_image(self) -> bool:
         """Whether this step is an image's first."""
-        return self.interval > 0 and (self.time_step - 1 - self.offset) % self.interval == 0
+        return self.interval > 0 and bool((self.time_step - 1 - self.offset) % self.interval == 0)
 
 
 @implements(proc=IntegrateFire, protocol=LoihiProtocol)

@@ -1,0 +1,50 @@
+"""snnTorch: torch's own layers and a subclass of snnTorch's own ``Leaky`` without leak."""
+
+from __future__ import annotations
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from bridge.graph import IntegrateFire
+from bridge.nir_graph import from_nir
+from bridge.records import SpikeRecord
+from exporters.base import Availability, probe
+from exporters.torch_module import build, run
+
+
+class SnnTorch:
+    """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`.
+
+    The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it.
+    """
+
+    name = "snntorch"
+
+    def available(self) -> Availability:
+        return probe({"snntorch": "snntorch"}, 'pip install "qcfs-bridge[snntorch]"')
+
+    def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        return build(from_nir(graph), nn, _neuron, "SnnTorchNetwork")
+
+    def run(self, native: nn.Module, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        from exporters.snntorch.neuron import SoftResetIF
+
+        neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, SoftResetIF)}
+
+        def reset() -> None:  # snntorch.utils.reset would also reset every other network in the process
+            for neuron in neurons.values():
+                neuron.reset_mem()  # type: ignore[operator]
+
+        reset()
+        try:
+            return run(self.name, native, neurons, lambda m: m.mem, x, steps, membranes)  # type: ignore[arg-type, return-value]
+        finally:
+            reset()
+
+
+def _neuron(layer: IntegrateFire) -> nn.Module:
+    from exporters.snntorch.neuron import SoftResetIF
+
+    return SoftResetIF(layer.level)

@@ -1,0 +1,34 @@
+"""The integrate-and-fire neuron with soft reset as a subclass of snnTorch's ``Leaky``."""
+
+from __future__ import annotations
+
+import numpy as np
+import snntorch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class SoftResetIF(snntorch.Leaky):  # type: ignore[misc]
+    """``u += I;  s = [u ≥ level];  u −= s``, u(0) = 0, one level a channel of ``[B, C, ...]``.
+
+    A plain ``Leaky(beta=1, reset_mechanism="subtract")`` is not this neuron: it fires on ``>``, at the same level
+    that it subtracts, and with ``reset_delay=False`` drops a spike whenever the potential left over from the last
+    step is still above the threshold, because it takes the reset for already done.
+    """
+
+    below: Tensor
+
+    def __init__(self, level: NDArray[np.float32]) -> None:
+        super().__init__(beta=1.0, threshold=1.0, reset_mechanism="subtract", reset_delay=False, init_hidden=True)
+        # snnTorch's surrogates fire on u − θ > 0: with θ the float32 just below the level, that is u ≥ level.
+        self.register_buffer("below", torch.from_numpy(np.nextafter(level, np.float32(-np.inf))))
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        """No reset is left over from the last step: each spike subtracts in its own step (``reset_delay=False``)."""
+        return torch.zeros_like(mem)
+
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes 0/1 of the potential `mem`, with snnTorch's surrogate gradient."""
+        fired: Tensor = self.spike_grad(mem - self.below.reshape(1, -1, *[1] * (mem.dim() - 2)))
+        return fired

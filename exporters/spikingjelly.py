@@ -1,0 +1,81 @@
+"""SpikingJelly: its own layers and its own `ActivationAwareIFNode`, single-step or multi-step as the user likes."""
+
+from __future__ import annotations
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from bridge.errors import GraphError
+from bridge.graph import IntegrateFire
+from bridge.nir_graph import from_nir
+from bridge.records import SpikeRecord
+from exporters.base import Availability, probe
+from exporters.torch_module import build, run
+
+
+class SpikingJelly:
+    """Native object: a `torch.fx.GraphModule` of SpikingJelly layers, in step mode "s".
+
+    ``functional.reset_net`` restores its initial state; ``functional.set_step_mode(net, "m")`` makes it take
+    ``[T, B, ...]``.
+    """
+
+    name = "spikingjelly"
+
+    def available(self) -> Availability:
+        return probe({"spikingjelly.activation_based": "spikingjelly"}, 'pip install "qcfs-bridge[spikingjelly]"')
+
+    def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        from spikingjelly.activation_based import layer
+
+        return build(from_nir(graph), layer, _neuron, "SpikingJellyNetwork")
+
+    def run(self, native: nn.Module, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        from spikingjelly.activation_based import functional, neuron
+
+        neurons = {name: m for name, m in native.named_modules() if isinstance(m, neuron.ActivationAwareIFNode)}
+        functional.reset_net(native)
+        try:
+            return run(self.name, native, neurons, lambda m: m.v, x, steps, membranes)
+        finally:
+            functional.reset_net(native)
+
+
+def offset_for(level: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """``v_offset`` with which the node fires exactly when u ≥ level, in float32.
+
+    The node tests ``u + v_offset ≥ 1`` with a rounded sum. For level 1/2, an offset of 1/2 would also fire at the
+    float32 just below it, since that sum rounds up to 1; the next smaller offset does not. Both sides of the level
+    are tried here, and since rounding is monotone, that settles it for every u.
+
+    Raises:
+        GraphError: no float32 offset does it; only levels other than 1/2 can meet this.
+    """
+    below = np.nextafter(level, np.float32(-np.inf))
+    result = np.full_like(level, np.nan)
+    candidate = np.nextafter(np.float32(1) - level, np.float32(np.inf))
+    for _ in range(4):
+        exact = (level + candidate >= 1) & (below + candidate < 1) & np.isnan(result)
+        result = np.where(exact, candidate, result)
+        candidate = np.nextafter(candidate, np.float32(-np.inf))
+    if np.isnan(result).any():
+        worst = float(level[np.isnan(result)][0])
+        raise GraphError(f"layer {name!r}: SpikingJelly's ActivationAwareIFNode cannot fire exactly at u = {worst!r}")
+    return result
+
+
+def _neuron(layer: IntegrateFire) -> nn.Module:
+    from spikingjelly.activation_based import neuron
+
+    offset = offset_for(layer.level, layer.name)
+    uniform = bool((offset == offset[0]).all())
+    module: nn.Module = neuron.ActivationAwareIFNode(
+        v_threshold=1.0,
+        v_offset=float(offset[0]) if uniform else torch.from_numpy(offset),
+        channel_dim=1,
+        v_reset=None,
+    )
+    return module

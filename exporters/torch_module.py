@@ -1,0 +1,140 @@
+"""What the torch-based backends share: a layer graph as a torch module, and running one step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from bridge.errors import GraphError
+from bridge.graph import Affine, AvgPool2d, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear
+from bridge.graph import Scale as ScaleLayer
+from bridge.records import Recorder, SpikeRecord
+from bridge.simulate.ops import tensor
+
+
+class Scale(nn.Module):
+    """``y_c = scale_c x_c`` per channel of ``[B, C, ...]``."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.Module], name: str) -> fx.GraphModule:
+    """A torch module with one child a layer, called by the layer's name; ``print(module.code)`` shows its forward.
+
+    Maps one time step's input ``[B, *input]`` to that step's readout ``[B, ...]``.
+
+    Args:
+        graph: the spiking network.
+        library: where Conv2d, Linear, AvgPool2d and Flatten come from, such as `torch.nn`.
+        neuron: makes the framework's neuron of an `IntegrateFire` layer.
+        name: of the module's class.
+
+    Raises:
+        GraphError: there is no rule for a kind of layer.
+    """
+    modules: dict[str, nn.Module] = {}
+    nodes: dict[str, fx.Node] = {}
+    calls = fx.Graph()
+    for layer in graph:
+        if not layer.inputs:
+            nodes[layer.name] = calls.placeholder("x")
+            continue
+        modules[layer.name] = neuron(layer) if isinstance(layer, IntegrateFire) else _module(layer, library)
+        nodes[layer.name] = calls.call_module(layer.name, tuple(nodes[source] for source in layer.inputs))
+    calls.output(nodes[graph.output.name])
+    return fx.GraphModule(modules, calls, name)
+
+
+@singledispatch
+def _module(layer: Layer, library: Any) -> nn.Module:
+    raise GraphError(f"layer {layer.name!r}: there is no torch module for a {type(layer).__name__} yet")
+
+
+@_module.register
+def _(layer: Conv2d, library: Any) -> nn.Module:
+    out_channels, per_group, *kernel = layer.weight.shape
+    channels = (per_group * layer.groups, out_channels)
+    module = library.Conv2d(*channels, tuple(kernel), layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _with_parameters(module, layer)
+
+
+@_module.register
+def _(layer: Linear, library: Any) -> nn.Module:
+    return _with_parameters(library.Linear(layer.weight.shape[1], layer.weight.shape[0]), layer)
+
+
+@_module.register
+def _(layer: AvgPool2d, library: Any) -> nn.Module:
+    return cast(nn.Module, library.AvgPool2d(layer.kernel, layer.stride, layer.padding))
+
+
+@_module.register
+def _(layer: Flatten, library: Any) -> nn.Module:
+    return cast(nn.Module, library.Flatten())
+
+
+@_module.register
+def _(layer: ScaleLayer, library: Any) -> nn.Module:
+    return Scale(tensor(layer.scale).clone())
+
+
+def _with_parameters(module: nn.Module, layer: Affine) -> nn.Module:
+    with torch.no_grad():
+        module.get_parameter("weight").copy_(tensor(layer.weight))
+        module.get_parameter("bias").copy_(tensor(layer.bias))
+    return module
+
+
+def run(
+    backend: str,
+    native: nn.Module,
+    neurons: dict[str, nn.Module],
+    potential: Callable[[nn.Module], Tensor],
+    x: NDArray[np.float32],
+    steps: int,
+    membranes: bool,
+) -> SpikeRecord:
+    """Feed `x` to `native` at every step and record what its `neurons`, reset by the caller, fire.
+
+    `potential` gives a neuron's potential after its reset. Adding the spike back gives the one before: exactly, where
+    it matters, since the subtraction of 1 is exact between 1/2 and 2.
+    """
+    images = torch.from_numpy(np.ascontiguousarray(x))
+    device = next((parameter.device for parameter in native.parameters()), images.device)
+    recorder: Recorder | None = None
+    fired: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            fired[name] = output
+
+        return hook
+
+    handles = [neuron.register_forward_hook(keep(name)) for name, neuron in neurons.items()]
+    try:
+        with torch.no_grad():
+            for _ in range(steps):
+                readout = native(images.to(device))
+                recorder = recorder or Recorder(backend, {name: tuple(s.shape[1:]) for name, s in fired.items()})
+                for name, spikes in fired.items():
+                    membrane = (potential(neurons[name]) + spikes).cpu().numpy() if membranes else None
+                    recorder.spikes(name, spikes.cpu().numpy(), membrane)
+                recorder.readout(readout.cpu().numpy())
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert recorder is not None, "callers check steps >= 1"
+    return recorder.finish()
