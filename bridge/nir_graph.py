@@ -67,7 +67,8 @@ def to_nir(graph: LayerGraph) -> nir.NIRGraph:
     output = _free("output", graph)
     nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
     edges.append((graph.output.name, output))
-    # NIR's own inference takes kernels for square and groups for 1, so the types are set here and then checked.
+    # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
+    # Files with other kernels or groups need nir.read(path, type_check=False), as `read` does.
     result = nir.NIRGraph(nodes, edges, metadata=dict(METADATA), type_check=False)
     for layer in graph:
         node = nodes[layer.name]
@@ -207,7 +208,7 @@ def _free(name: str, graph: LayerGraph) -> str:
 def _spread(values: Array, shape: Shape) -> Array:
     """One value a channel, repeated over `shape` ``[C, ...]``; NIR wants one for every neuron."""
     full = np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape)
-    return np.ascontiguousarray(full, dtype=np.float32)
+    return np.array(full, dtype=np.float32)
 
 
 def _per_channel(values: Any, name: str) -> Array:
@@ -245,7 +246,7 @@ def _(layer: Linear, shape: Shape) -> nir.NIRNode:
 @_write.register
 def _(layer: Conv2d, shape: Shape) -> nir.NIRNode:
     return nir.Conv2d(
-        input_shape=(shape[1], shape[2]) if layer.groups == 1 else None,  # with a shape, NIR takes groups for 1
+        input_shape=(shape[1], shape[2]),
         weight=layer.weight,
         stride=layer.stride,
         padding=layer.padding,

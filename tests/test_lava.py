@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -30,9 +30,13 @@ from bridge.graph import (
     Scale,
     Shape,
 )
+from bridge.nir_graph import to_nir
 from bridge.records import SpikeRecord
 from exporters.lava import Lava, compat
 from exporters.lava.backend import build_network
+
+if TYPE_CHECKING:
+    from exporters.lava.network import LavaNetwork
 
 pytestmark = [
     pytest.mark.lava,
@@ -235,6 +239,15 @@ def test_equals_the_naive_loop(name: str, rng: np.random.Generator) -> None:
     expect_equal(record, graph, x, 5)
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_exports_from_nir(name: str, rng: np.random.Generator) -> None:
+    shape, makers = NETWORKS[name]
+    graph = chain(rng, shape, *makers)
+    x = images(rng, graph, 3)
+    backend = Lava()
+    expect_equal(backend.run(backend.export(to_nir(graph)), x, 4), graph, x, 4)
+
+
 def test_one_native_network_runs_again_with_other_sizes(rng: np.random.Generator) -> None:
     graph = chain(rng, *NETWORKS["mlp"][:1], *NETWORKS["mlp"][1])
     network = build_network(graph)
@@ -334,8 +347,8 @@ def test_refuses_wrong_inputs(x: Any, steps: int, message: str, rng: np.random.G
 # ---- failures and what is left behind ------------------------------------------------------------------------------
 
 
-def traces() -> dict[str, Any]:
-    """What a run could leave behind."""
+def traces(segments: list[str]) -> dict[str, Any]:
+    """What a run could leave behind. `segments` are the names of Lava's shared memory."""
     from lava.magma.core.process.process import ProcessServer
     from lava.magma.core.process.variable import VarServer
 
@@ -343,8 +356,8 @@ def traces() -> dict[str, Any]:
         "children": sorted(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "multiprocessing": multiprocessing.active_children(),
         "threads": threading.active_count(),
-        "shared memory": sorted(os.listdir("/dev/shm")),
-        "files": len(os.listdir("/proc/self/fd")),
+        "shared memory": [name for name in segments if Path("/dev/shm", name).exists()],
+        "files": len(list(Path("/proc/self/fd").iterdir())),
         "log handlers": len(logging.getLogger().handlers),
         "processes": len(ProcessServer().processes),
         "vars": len(VarServer().vars),
@@ -353,7 +366,7 @@ def traces() -> dict[str, Any]:
 
 
 @pytest.fixture
-def small(rng: np.random.Generator) -> tuple[Any, NDArray[np.float32]]:
+def small(rng: np.random.Generator) -> tuple[LavaNetwork, NDArray[np.float32]]:
     """A network that has run before, so that what Python itself keeps (its resource tracker) is there, and images."""
     graph = chain(rng, (3,), linear(3), spike(), linear(2))
     network, x = build_network(graph), images(rng, graph, 2)
@@ -362,15 +375,26 @@ def small(rng: np.random.Generator) -> tuple[Any, NDArray[np.float32]]:
 
 
 @pytest.fixture
-def leaves_nothing(small: Any) -> Iterator[None]:
+def leaves_nothing(small: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import gc
 
+    from lava.magma.runtime.message_infrastructure.shared_memory_manager import SharedMemoryManager
+
+    create = SharedMemoryManager.create_shared_memory
+    segments: list[str] = []
+
+    def create_and_note(manager: Any, size: int) -> Any:
+        segments.append((memory := create(manager, size)).name)
+        return memory
+
+    monkeypatch.setattr(SharedMemoryManager, "create_shared_memory", create_and_note)
     gc.collect()
-    before = traces()
+    before = traces(segments)
     yield
+    assert segments, "Lava's shared memory was not watched"
     gc.collect()
     for _ in range(100):  # threads and memory go a moment after the processes
-        after = traces()
+        after = traces(segments)
         if after == before:
             break
         threading.Event().wait(0.02)
@@ -389,13 +413,13 @@ def hang(*_: Any) -> None:
     threading.Event().wait()
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__("of two arguments")
 
 
 def fail_unpicklably(*_: Any) -> None:
-    raise Unpicklable(1, 2)
+    raise UnpicklableError(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -416,17 +440,19 @@ def test_a_failing_child_ends_the_run(
     method: str,
     fault: Any,
     message: str,
-    small: Any,
+    small: tuple[LavaNetwork, NDArray[np.float32]],
     leaves_nothing: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(f"exporters.lava.processes.{model}.{method}", fault)
     with pytest.raises(BackendError, match=message):
-        Lava(time_limit=3).run(*small, 4)
+        Lava(time_limit=3 if fault is hang else 60).run(*small, steps=4)
 
 
-def test_success_leaves_nothing_either(small: Any, leaves_nothing: None, capfd: pytest.CaptureFixture[str]) -> None:
-    Lava().run(*small, 4)
+def test_success_leaves_nothing_either(
+    small: tuple[LavaNetwork, NDArray[np.float32]], leaves_nothing: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Lava().run(*small, steps=4)
     assert capfd.readouterr() == ("", "")
 
 

@@ -61,8 +61,8 @@ def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    """The array as a float32 tensor, without a copy where it already is one."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    """The array as a float32 tensor, without a copy where torch can take it as it is."""
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 
 def channels(values: np.ndarray, like: Tensor) -> Tensor:

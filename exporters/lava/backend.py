@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporters.lava.network import LavaNetwork, Layout, Processes
 
 PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy": "scipy", "asteval": "asteval"}
-INSTALL = "pip install asteval networkx scipy && pip install --no-deps --ignore-requires-python lava-nc==0.10.0"
+INSTALL = 'pip install "qcfs-bridge[lava]" && pip install --no-deps --ignore-requires-python lava-nc==0.10.0'
 
 # For the time limit, per step, on a slow machine: a Process, a pair of channels in Conv, a multiplication.
 PROCESS_SECONDS, PAIR_SECONDS, PRODUCT_SECONDS = 1e-3, 3e-5, 5e-9

@@ -56,7 +56,7 @@ def _compile(process: AbstractProcess) -> Any:
         raise BackendError(f"Lava could not compile its processes: {error!r}") from error
 
 
-class WatchedRuntime(Runtime):
+class WatchedRuntime(Runtime):  # type: ignore[misc]
     """Lava's Runtime, except that it looks after its children while it waits for them."""
 
     def __init__(self, executable: Any, limit: float) -> None:

@@ -15,7 +15,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike
 
 
-class IntegrateFire(AbstractProcess):
+class IntegrateFire(AbstractProcess):  # type: ignore[misc]
     """Integrate-and-fire neurons with soft reset and unit threshold, in the potential ``u = v − v(0)``:
 
     ``u += a_in + bias;  s_out = [u ≥ level];  u −= s_out``, where ``level = 1 − v(0)``.
@@ -58,7 +58,7 @@ class IntegrateFire(AbstractProcess):
         self.offset = Var(shape=(1,), init=int(offset))
 
 
-class Readout(AbstractProcess):
+class Readout(AbstractProcess):  # type: ignore[misc]
     """Output neurons that do not spike: ``y_out = a_in + bias`` at each step, and ``v``, its sum over one image.
 
     ``v / t`` is the network's output after t steps of an image. Parameters as in `IntegrateFire`; after its last image
@@ -84,7 +84,7 @@ class Readout(AbstractProcess):
         self.offset = Var(shape=(1,), init=int(offset))
 
 
-class AbstractPyStreamModel(PyLoihiProcessModel):
+class AbstractPyStreamModel(PyLoihiProcessModel):  # type: ignore[misc]
     """A model that rests for ``offset`` steps and starts afresh every ``interval`` steps from there."""
 
     interval: int = LavaPyType(int, int)

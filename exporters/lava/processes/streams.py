@@ -24,7 +24,7 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.frombuffer(memory, dtype=dtype, count=int(np.prod(shape))).reshape(shape)
 
 
-class CurrentSource(AbstractProcess):
+class CurrentSource(AbstractProcess):  # type: ignore[misc]
     """One constant current an image: ``a_out`` is ``currents[i]`` for `interval` steps, then ``currents[i + 1]``.
 
     ``currents`` is ``[images, *shape]``; after the last image the source falls silent. It adds no delay.
@@ -43,7 +43,7 @@ class CurrentSource(AbstractProcess):
         self.a_out = OutPort(shape=currents.shape[1:])
 
 
-class Sink(AbstractProcess):
+class Sink(AbstractProcess):  # type: ignore[misc]
     """Writes what comes in at step ``offset + 1 + i`` to ``buffer[i]`` and drops what comes before and after.
 
     ``buffer`` is ``[steps, *shape]``. To be seen by the parent of Lava's processes it must be shared: `shared_array`.
@@ -64,7 +64,7 @@ class Sink(AbstractProcess):
 @implements(proc=CurrentSource, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyCurrentSourceModel(PyLoihiProcessModel):
+class PyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
     """`CurrentSource` in float64."""
 
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
@@ -84,7 +84,7 @@ class PyCurrentSourceModel(PyLoihiProcessModel):
 @implements(proc=Sink, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PySinkModel(PyLoihiProcessModel):
+class PySinkModel(PyLoihiProcessModel):  # type: ignore[misc]
     """`Sink`, in the type of its buffer."""
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)

@@ -1,0 +1,40 @@
+# On a fresh machine with Python 3.11, `make demo` and `make test` do everything; set-up runs once, then only when
+# pyproject.toml or constraints.txt change.
+.PHONY: setup demo test lint doctor clean
+.DEFAULT_GOAL := demo
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python is not installed: install Python 3.11, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 12))' || \
+	  { echo "$(PYTHON) is not Python 3.11, which all backends together need: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,lava,dev]"
+	# lava-nc declares Python < 3.11 and numpy < 2; exporters/lava/compat.py makes it run on what is here.
+	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc
+	@touch $(READY)
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/qcfs-bridge demo --out out
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY) lint
+	$(BIN)/pytest
+
+doctor: $(READY)
+	$(BIN)/qcfs-bridge doctor
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,107 @@
+"""The main job on real data: train on scikit-learn's handwritten digits, convert, run everywhere, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from bridge import registry
+from bridge.errors import BridgeError
+from bridge.network import SpikingNetwork, convert
+from bridge.qcfs import QCFS, replace_activations
+from bridge.report import table
+from bridge.report.plot import plot_rate_error
+
+LEVELS = STEPS = 8
+BACKENDS = ("spikingjelly", "snntorch", "lava")
+LAVA_IMAGES = 60
+"""Lava's process per layer makes it slow; these images stream through one run."""
+
+
+def load_digits() -> tuple[Tensor, NDArray[np.int64], Tensor, NDArray[np.int64]]:
+    """scikit-learn's 1797 handwritten digits (UCI; 8×8, values 0…1): train and test images and labels, 3 to 1.
+
+    Images are float32 ``[B, 1, 8, 8]``. Raises `BridgeError` if scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        raise BridgeError('the digits come with scikit-learn: pip install "qcfs-bridge[demo]"') from error
+    data = datasets.load_digits()
+    images = (data.images / 16).astype(np.float32)[:, None]
+    x, x_test, y, y_test = model_selection.train_test_split(
+        images, data.target.astype(np.int64), test_size=0.25, random_state=0, stratify=data.target
+    )
+    return torch.from_numpy(x), y, torch.from_numpy(x_test), y_test
+
+
+def digits_model() -> nn.Sequential:
+    """A small CNN for 8×8 images with QCFS where its ReLUs were."""
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(1, 16, 3, padding=1, bias=False))
+    model.add_module("norm1", nn.BatchNorm2d(16))
+    model.add_module("act1", nn.ReLU())
+    model.add_module("conv2", nn.Conv2d(16, 32, 3, padding=1, bias=False))
+    model.add_module("norm2", nn.BatchNorm2d(32))
+    model.add_module("act2", nn.ReLU())
+    model.add_module("pool", nn.AvgPool2d(2))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("hidden", nn.Linear(32 * 4 * 4, 64))
+    model.add_module("act3", nn.ReLU())
+    model.add_module("dropout", nn.Dropout(0.2))
+    model.add_module("readout", nn.Linear(64, 10))
+    replace_activations(model, levels=LEVELS)
+    return model
+
+
+def train_digits(x: Tensor, y: NDArray[np.int64], epochs: int = 12, progress: Progress | None = None) -> nn.Sequential:
+    """Train `digits_model` on images `x` ``[B, 1, 8, 8]`` and labels `y`; the same weights for the same torch."""
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
+        torch.manual_seed(0)
+        model = digits_model()
+        labels = torch.from_numpy(y)
+        batch = 64
+        optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
+        total = epochs * -(-len(x) // batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=total)
+        bar = progress.add_task("training", total=total) if progress else None
+        for _ in range(epochs):
+            for chosen in torch.randperm(len(x)).split(batch):
+                loss = nn.functional.cross_entropy(model(x[chosen]), labels[chosen])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                if progress is not None and bar is not None:
+                    progress.advance(bar)
+    return model.eval()
+
+
+def run(out: Path, console: Console) -> bool:
+    """Do it all, write the results under `out`, and say whether all backends agreed.
+
+    Raises:
+        BackendError: a backend is not usable; before anything is trained.
+    """
+    for name in BACKENDS:
+        registry.usable(name)
+    x, y, x_test, y_test = load_digits()
+    with Progress(console=console, transient=True) as progress:
+        model = train_digits(x, y, progress=progress)
+    thresholds = [round(float(module.threshold), 3) for module in model if isinstance(module, QCFS)]
+    console.print(f"trained on {len(x)} digits; thresholds λ = {thresholds}")
+    network: SpikingNetwork = convert(model, x_test[:1])
+    console.print(f"{network}")
+    network.save(out / "digits.nir")
+    agreement = network.validate(x_test, STEPS, BACKENDS, labels=y_test, images={"lava": LAVA_IMAGES})
+    console.print(table(agreement))
+    agreement.save(out / "agreement.json")
+    plot_rate_error(agreement, out / "rate_error.png")
+    console.print(f"wrote {out / 'digits.nir'}, {out / 'agreement.json'}, {out / 'rate_error.png'}")
+    return agreement.agreed

@@ -1,0 +1,102 @@
+"""The promise itself: reference, file and every backend spike exactly as the independent oracle does."""
+
+from __future__ import annotations
+
+import networks
+import nir
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import require
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import bridge
+from bridge.records import SpikeRecord
+
+
+def assert_equal(record: SpikeRecord, spikes: list[np.ndarray], readout: np.ndarray) -> None:
+    assert len(record.layers) == len(spikes)
+    for layer, expected in zip(record.layers, spikes, strict=True):
+        wrong = np.argwhere(record.spikes(layer) != expected)
+        assert len(wrong) == 0, f"{record.backend}, {layer}: {len(wrong)} wrong, first (t, image, neuron) {wrong[0]}"
+    np.testing.assert_array_equal(record.readout, readout)
+
+
+@pytest.mark.parametrize("name", networks.ALL)
+@pytest.mark.parametrize("steps", [1, 8])
+def test_reference_and_file(name, steps, tmp_path):
+    model, shape = networks.ALL[name]()
+    x = networks.dyadic_images(5, shape)
+    spikes, readout = oracle.spikes_of(model, x.numpy(), steps)
+    if steps == 8:
+        assert all(0.05 < layer.mean() < 0.95 for layer in spikes), "a silent or saturated layer would test little"
+    network = bridge.convert(model, x)
+    assert_equal(network.run(x, steps), spikes, readout)
+    nir.write(tmp_path / "net.nir", network.to_nir())
+    assert_equal(bridge.load(tmp_path / "net.nir").run(x, steps), spikes, readout)
+
+
+@pytest.mark.parametrize("name", networks.ALL)
+@pytest.mark.parametrize(("steps", "images"), [(1, 1), (6, 5)])
+def test_backend(backend, name, steps, images):
+    model, shape = networks.ALL[name]()
+    x = networks.dyadic_images(images, shape)
+    native = backend.export(bridge.convert(model, x).to_nir())
+    expected = oracle.spikes_of(model, x.numpy(), steps)
+    assert_equal(backend.run(native, x.numpy(), steps), *expected)
+    # The same object again, on other images and another batch size: no state may be left over.
+    again = networks.dyadic_images(images + 2, shape, seed=9)
+    record = backend.run(native, again.numpy(), steps, membranes=True)
+    assert_equal(record, *oracle.spikes_of(model, again.numpy(), steps))
+    for layer in record.layers:
+        np.testing.assert_array_equal(record.membranes[layer] >= 0.5, record.spikes(layer))
+
+
+@st.composite
+def chains(draw):
+    """A random chain of layers with a random input shape."""
+    channels, height, width = draw(st.integers(1, 4)), draw(st.integers(5, 9)), draw(st.integers(5, 9))
+    shape = (channels, height, width)
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["conv", "conv", "pool", "norm"]))
+        if kind == "conv":
+            groups = draw(st.sampled_from([g for g in (1, 2, 3, 4) if channels % g == 0]))
+            out = groups * draw(st.integers(1, 3))
+            kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+            stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 1))
+            layers.append(
+                nn.Conv2d(channels, out, kernel, stride, padding, draw(st.integers(1, 2)), groups, draw(st.booleans()))
+            )
+            channels = out
+        elif kind == "pool":
+            layers.append(nn.AvgPool2d(2, draw(st.integers(1, 2)), draw(st.integers(0, 1))))
+        else:
+            layers.append(nn.BatchNorm2d(channels))
+        if draw(st.booleans()):
+            layers.append(networks.qcfs(draw(st.integers(1, 16)), channels if draw(st.booleans()) else 0))
+    try:
+        size = nn.Sequential(*layers).eval()(torch.zeros(1, *shape)).flatten(1).shape[1]
+    except RuntimeError:  # the map has shrunk to nothing
+        layers, size = [], int(np.prod(shape))
+    layers += [nn.Flatten(), nn.Linear(size, 6), networks.qcfs(draw(st.integers(1, 16))), nn.Linear(6, 3)]
+    return networks.make_dyadic(nn.Sequential(*layers), draw(st.integers(0, 999))), shape
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(network=chains(), steps=st.integers(1, 9), images=st.integers(1, 4))
+def test_random_networks(network, steps, images, tmp_path_factory):
+    model, shape = network
+    x = networks.dyadic_images(images, shape)
+    expected = oracle.spikes_of(model, x.numpy(), steps)
+    snn = bridge.convert(model, x)
+    assert_equal(snn.run(x, steps), *expected)
+    path = tmp_path_factory.mktemp("nir") / "net.nir"
+    snn.save(path)
+    assert_equal(bridge.load(path).run(x, steps), *expected)
+    for name in ("spikingjelly", "snntorch"):
+        backend = require(name)
+        assert_equal(backend.run(backend.export(snn.to_nir()), x.numpy(), steps), *expected)
