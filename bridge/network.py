@@ -21,6 +21,7 @@ from bridge.graph import LayerGraph
 from bridge.passes import fold_batch_norm, fold_thresholds, to_float32
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
+from bridge.simulate.ops import tensor
 from bridge.validate import Agreement, Runner
 from bridge.validate import validate as hold_against
 
@@ -131,7 +132,11 @@ class SpikingNetwork:
         """`x` as a float32 CPU tensor, checked against the network's input."""
         if not isinstance(x, Tensor | np.ndarray):
             raise InputError(f"x: expected a torch tensor or numpy array of images, got {type(x).__name__}")
-        x = torch.as_tensor(x).detach().to(device="cpu", dtype=torch.float32).contiguous()
+        if isinstance(x, np.ndarray):
+            if not np.issubdtype(x.dtype, np.number):
+                raise InputError(f"x: expected an array of numbers, got {x.dtype}")
+            x = tensor(x)
+        x = x.detach().to(device="cpu", dtype=torch.float32).contiguous()
         wanted = self.graph.shapes[self.graph.input.name]
         if tuple(x.shape[1:]) != wanted or len(x) == 0:
             raise InputError(f"x: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}")

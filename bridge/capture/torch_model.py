@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.parameter import is_lazy
 
 from bridge.errors import BridgeError, ConversionError, InputError
@@ -52,10 +53,9 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
             The message lists every such layer by name, with what to use instead.
         InputError: `example_input` is not a float tensor that the model accepts.
     """
-    _check_example(model, example_input)
     traced = _trace(model)
+    shapes = _shapes(model, traced, example_input)
     layers: list[Layer] = [Input(name=INPUT, shape=tuple(example_input.shape[1:]))]
-    shapes = {INPUT: tuple(example_input.shape[1:])}
     current: dict[fx.Node, str] = {}
     problems: list[str] = []
     taken = {INPUT, "output"}
@@ -71,14 +71,15 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
             source = _source(node)
             current[node] = current[source] if source else INPUT
             try:
-                layer = _layer(node, traced, current[node] if source else None, shapes, taken)
-            except BridgeError as error:
+                layer = _layer(node, traced, current[node] if source else None, taken)
+            except ConversionError as error:
                 problems.append(str(error))
-            else:
-                if layer is not None:
-                    layers.append(layer)
-                    shapes[layer.name] = layer.output_shape(shapes[current[node]])
-                    current[node] = layer.name
+                continue
+            if isinstance(layer, ClipFloorShift) and len(layer.threshold) == 1:
+                layer = replace(layer, threshold=np.repeat(layer.threshold, shapes[node][0]))
+            if layer is not None:
+                layers.append(layer)
+                current[node] = layer.name
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ConversionError(f"{type(model).__name__} cannot be converted:\n{listed}")
@@ -90,9 +91,7 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
     return LayerGraph(tuple(layers))
 
 
-def _layer(
-    node: fx.Node, traced: fx.GraphModule, source: str | None, shapes: dict[str, Shape], taken: set[str]
-) -> Layer | None:
+def _layer(node: fx.Node, traced: fx.GraphModule, source: str | None, taken: set[str]) -> Layer | None:
     """The layer that `node` is, or None if it does nothing at inference. Raises `ConversionError` naming it."""
     module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     title = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
@@ -106,30 +105,33 @@ def _layer(
     if rule is None or source is None:
         raise ConversionError(f"{where}: it joins or makes tensors; only sequences of layers are supported")
     try:
-        layer = rule(_name(node, taken), (source,), node if module is None else module)
+        return rule(_name(node, taken), (source,), node if module is None else module)
     except BridgeError as error:
         raise ConversionError(f"{where}: {error}") from error
-    if isinstance(layer, ClipFloorShift) and len(layer.threshold) == 1:
-        layer = replace(layer, threshold=np.repeat(layer.threshold, shapes[source][0]))
-    return layer
 
 
-def _check_example(model: nn.Module, example_input: Tensor) -> None:
-    """Run the model once, as it stands at inference, so that a wrong input is told from a wrong layer."""
-    if not isinstance(example_input, Tensor) or not example_input.is_floating_point() or example_input.dim() < 2:
-        came = f"{example_input.dtype} {list(example_input.shape)}" if isinstance(example_input, Tensor) else type(example_input).__name__
+def _shapes(model: nn.Module, traced: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Shape]:
+    """The shape of every tensor in `traced`, without batch. Runs it once, as it stands at inference.
+
+    Raises `InputError` for an `example_input` that the model does not accept.
+    """
+    if not isinstance(example_input, Tensor):
+        raise InputError(f"example_input: expected a float tensor [B, ...], got {type(example_input).__name__}")
+    came = f"{example_input.dtype} {list(example_input.shape)}"
+    if not example_input.is_floating_point() or example_input.dim() < 2:
         raise InputError(f"example_input: expected a float tensor [B, ...] with a batch dimension, got {came}")
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
-        example_input = example_input.to(device=parameter.device, dtype=parameter.dtype)
-    with at_inference(model), torch.no_grad():
-        try:
-            model(example_input)
-        except BridgeError:
-            raise
-        except Exception as error:
-            shape = list(example_input.shape)
-            raise InputError(f"the model does not accept an example_input of shape {shape}: {error}") from error
+    parameters = list(model.parameters())
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise ConversionError("the model has parameters without a shape yet: run it once on an input, and train it")
+    if parameters:
+        example_input = example_input.to(device=parameters[0].device, dtype=parameters[0].dtype)
+    try:
+        with at_inference(model), torch.no_grad():
+            ShapeProp(traced).propagate(example_input)
+    except Exception as error:
+        raise InputError(f"example_input: the model does not accept {came}: {error}") from error
+    metas = {node: node.meta.get("tensor_meta") for node in traced.graph.nodes}
+    return {node: tuple(meta.shape[1:]) for node, meta in metas.items() if hasattr(meta, "shape")}
 
 
 @contextmanager
