@@ -94,7 +94,7 @@ def run(out: Path, console: Console) -> bool:
     x, y, x_test, y_test = load_digits()
     with Progress(console=console, transient=True) as progress:
         model = train_digits(x, y, progress=progress)
-    thresholds = [round(float(module.threshold), 3) for module in model if isinstance(module, QCFS)]
+    thresholds = [round(module.threshold.item(), 3) for module in model if isinstance(module, QCFS)]
     console.print(f"trained on {len(x)} digits; thresholds λ = {thresholds}")
     network: SpikingNetwork = convert(model, x_test[:1])
     console.print(f"{network}")

@@ -94,8 +94,6 @@ def read(path: str | Path) -> LayerGraph:
         graph = nir.read(path, type_check=False)
     except Exception as error:  # nir raises whatever its parts raise on a damaged file
         raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise GraphError(f"{path}: holds a single {type(graph).__name__} node, not a graph")
     try:
         return from_nir(graph)
     except GraphError as error:
@@ -127,6 +125,8 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
         if name in inside or name in layers or isinstance(node, nir.Output):
             continue
         inputs = tuple(wiring.before[name])
+        if not inputs and not isinstance(node, nir.Input):
+            raise GraphError(f"node {name!r} ({type(node).__name__}): no edge leads into it")
         try:
             layers[name] = _read(node, name, inputs)
         except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:

@@ -49,7 +49,10 @@ class Backend(Protocol):
 
 
 def probe(packages: Mapping[str, str], install: str) -> Availability:
-    """Availability of a backend that needs `packages`: import name → distribution name. Imports each of them."""
+    """Availability of a backend that needs `packages`: import name → distribution name. Imports each of them.
+
+    The framework itself comes first in `packages`, then what it needs.
+    """
     versions = {}
     for module, distribution in packages.items():
         try:

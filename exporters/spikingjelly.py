@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import nir
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ class SpikingJelly:
     name = "spikingjelly"
 
     def available(self) -> Availability:
+        # On its import, torch would tell every user without a GPU that Triton is missing, which nothing here needs.
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         return probe({"spikingjelly.activation_based": "spikingjelly"}, 'pip install "qcfs-bridge[spikingjelly]"')
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:

@@ -29,7 +29,8 @@ def _verdicts(agreement: Agreement) -> Table:
     for name, backend in agreement.backends.items():
         compared = backend.images * agreement.steps * sum(agreement.neurons.values())
         counts = (f"{backend.images}", f"{compared:,}", f"{backend.total_differing}")
-        result.add_row(name, ", ".join(backend.versions.values()), *counts, _verdict(backend))
+        version = next(iter(backend.versions.values()), "")  # the framework's own comes first
+        result.add_row(name, version, *counts, _verdict(backend))
     return result
 
 
