@@ -38,3 +38,7 @@ def demo(
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     raise typer.Exit(0 if agreed else 1)
+
+
+if __name__ == "__main__":
+    app()

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from bridge import registry
 from bridge.errors import BridgeError
 from bridge.network import SpikingNetwork, convert
+from bridge.progress import progress
 from bridge.qcfs import QCFS, replace_activations
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
@@ -60,7 +60,7 @@ def digits_model() -> nn.Sequential:
     return model
 
 
-def train_digits(x: Tensor, y: NDArray[np.int64], epochs: int = 12, progress: Progress | None = None) -> nn.Sequential:
+def train_digits(x: Tensor, y: NDArray[np.int64], epochs: int = 12) -> nn.Sequential:
     """Train `digits_model` on images `x` ``[B, 1, 8, 8]`` and labels `y`; the same weights for the same torch."""
     with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         torch.manual_seed(0)
@@ -70,16 +70,13 @@ def train_digits(x: Tensor, y: NDArray[np.int64], epochs: int = 12, progress: Pr
         optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
         total = epochs * -(-len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=total)
-        bar = progress.add_task("training", total=total) if progress else None
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(x)).split(batch):
+        for _ in progress(range(epochs), "training"):
+            for chosen in torch.randperm(len(x)).tensor_split(-(-len(x) // batch)):
                 loss = nn.functional.cross_entropy(model(x[chosen]), labels[chosen])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-                if progress is not None and bar is not None:
-                    progress.advance(bar)
     return model.eval()
 
 
@@ -92,8 +89,7 @@ def run(out: Path, console: Console) -> bool:
     for name in BACKENDS:
         registry.usable(name)
     x, y, x_test, y_test = load_digits()
-    with Progress(console=console, transient=True) as progress:
-        model = train_digits(x, y, progress=progress)
+    model = train_digits(x, y)
     thresholds = [round(module.threshold.item(), 3) for module in model if isinstance(module, QCFS)]
     console.print(f"trained on {len(x)} digits; thresholds λ = {thresholds}")
     network: SpikingNetwork = convert(model, x_test[:1])

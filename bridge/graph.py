@@ -6,7 +6,7 @@ docstring. Nothing here computes; `bridge.simulate` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, cast
 
@@ -207,7 +207,9 @@ class LayerGraph:
                 raise GraphError(f"two layers are called {layer.name!r}: names must be unique")
             missing = [source for source in layer.inputs if source not in shapes]
             if missing:
-                raise GraphError(f"layer {layer.name!r} takes its input from {missing}, which no earlier layer provides")
+                raise GraphError(
+                    f"layer {layer.name!r} takes its input from {missing}, which no earlier layer provides"
+                )
             layer.expect(len(layer.inputs) == layer.arity, f"{layer.arity} input(s)", list(layer.inputs))
             if isinstance(layer, Input):
                 shapes[layer.name] = layer.shape
@@ -247,7 +249,7 @@ class LayerGraph:
         """The layers that read the output of `name`."""
         return [layer for layer in self.layers if name in layer.inputs]
 
-    def rewrite(self, changes: dict[str, Iterable[Layer]]) -> LayerGraph:
+    def rewrite(self, changes: Mapping[str, Sequence[Layer]]) -> LayerGraph:
         """A copy in which each layer named in `changes` gives way to the layers listed for it.
 
         Readers of a replaced layer read the last of its replacements; those of a layer replaced by nothing read that
@@ -260,7 +262,7 @@ class LayerGraph:
             if layer.name not in changes:
                 layers.append(layer if moved == layer.inputs else replace(layer, inputs=moved))
                 continue
-            replacements = list(changes[layer.name])
+            replacements = changes[layer.name]
             for new in replacements:
                 layers.append(replace(new, inputs=tuple(renamed.get(source, source) for source in new.inputs)))
             renamed[layer.name] = replacements[-1].name if replacements else moved[0]

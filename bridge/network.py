@@ -10,7 +10,6 @@ import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 
 from bridge import nir_graph, registry
@@ -19,6 +18,7 @@ from bridge.errors import ConversionError, GraphError, InputError
 from bridge.files import replacing
 from bridge.graph import LayerGraph
 from bridge.passes import fold_batch_norm, fold_thresholds, to_float32
+from bridge.progress import progress
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
 from bridge.simulate.ops import tensor
@@ -54,7 +54,7 @@ class SpikingNetwork:
         return self.graph.spiking
 
     def to_nir(self) -> nir.NIRGraph:
-        """The network as a NIR graph: all that any backend needs (`bridge.nir_graph` says how the neuron is written)."""
+        """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written."""
         return nir_graph.to_nir(self.graph)
 
     def save(self, path: str | Path) -> None:
@@ -70,7 +70,9 @@ class SpikingNetwork:
         """
         x = self._images(x)
         _check_steps(steps)
-        return SpikeRecord.concatenate([simulate(self.graph, batch, steps) for batch in x.split(BATCH)])
+        return SpikeRecord.concatenate(
+            [simulate(self.graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)]
+        )
 
     def validate(
         self,
@@ -111,7 +113,7 @@ class SpikingNetwork:
         starts = range(0, len(x), BATCH)
 
         def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
-            for start in track(starts, description=f"{', '.join(backends)}", transient=True):
+            for start in progress(starts, ", ".join(("reference", *backends))):
                 part = slice(start, start + BATCH)
                 yield x[part], None if truth is None else truth[part]
 

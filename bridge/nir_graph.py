@@ -39,7 +39,7 @@ from bridge.graph import (
 
 METADATA = {
     "dt": 1.0,
-    "neuron": "I -> Threshold -> Scale(-1) -> I: integrate-and-fire with soft reset by 1; Threshold fires on level, not on crossing",
+    "neuron": "I -> Threshold -> Scale(-1) -> I: integrate-and-fire, soft reset by 1; fires on level, not on crossing",
     "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
 }
 
@@ -156,7 +156,9 @@ class _Wiring:
         self.outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
         inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
         if len(inputs) != 1 or len(self.outputs) != 1 or len(self.before[self.outputs[0]]) != 1:
-            raise GraphError(f"expected one Input and one Output with one edge into it, got {inputs} and {self.outputs}")
+            raise GraphError(
+                f"expected one Input and one Output with one edge into it, got {inputs} and {self.outputs}"
+            )
 
     def neuron(self, threshold: str) -> tuple[str, str, str]:
         """Names of the I and the Scale(−1) of the neuron that fires at `threshold`, and of the node that drives it."""

@@ -35,7 +35,7 @@ class QCFS(LazyModuleMixin, nn.Module):
         ValueError: `levels` or `threshold` is not positive and finite.
     """
 
-    cls_to_become = None  # type: ignore[assignment]  # materialising λ does not change what this module is
+    cls_to_become = None  # materialising λ does not change what this module is
     threshold: nn.Parameter | UninitializedParameter
 
     def __init__(self, levels: int, threshold: float | Tensor = 2.0, per_channel: bool = False) -> None:
@@ -44,7 +44,9 @@ class QCFS(LazyModuleMixin, nn.Module):
             raise ValueError(f"QCFS: levels must be a whole number of at least 1, got {levels!r}")
         initial = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
         if initial.dim() > 1 or initial.numel() == 0 or not bool(((initial > 0) & initial.isfinite()).all()):
-            raise ValueError(f"QCFS: threshold λ must be positive and finite, one number or one a channel; got {threshold!r}")
+            raise ValueError(
+                f"QCFS: threshold λ must be positive and finite, one number or one a channel; got {threshold!r}"
+            )
         self.levels = levels
         self.per_channel = per_channel or initial.dim() == 1
         if self.per_channel and initial.dim() == 0:
@@ -53,7 +55,7 @@ class QCFS(LazyModuleMixin, nn.Module):
         else:
             self.threshold = nn.Parameter(initial)
 
-    def initialize_parameters(self, z: Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, z: Tensor) -> None:
         """Give λ its channels from the first input; called by torch."""
         if is_lazy(self.threshold):
             with torch.no_grad():
@@ -79,9 +81,7 @@ class QCFS(LazyModuleMixin, nn.Module):
         return f"levels={self.levels}, threshold={shown}"
 
 
-def replace_activations(
-    model: nn.Module, levels: int, threshold: float = 2.0, per_channel: bool = False
-) -> nn.Module:
+def replace_activations(model: nn.Module, levels: int, threshold: float = 2.0, per_channel: bool = False) -> nn.Module:
     """Put a `QCFS` of its own where each ``ReLU`` or ``ReLU6`` module was. Changes `model` in place and returns it.
 
     Use the returned model, and rebuild the optimiser: λ are new parameters. A ReLU module that the model calls in

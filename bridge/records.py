@@ -31,11 +31,11 @@ class SpikeRecord:
 
     @property
     def steps(self) -> int:
-        return self.readout.shape[0]
+        return len(self.readout)
 
     @property
     def images(self) -> int:
-        return self.readout.shape[1]
+        return int(self.readout.shape[1])
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ class Divergence:
     """A neuron that, having heard the same spikes as in the reference, fired differently, and where it first did.
 
     Membranes are the potentials u after integration, before reset, which fire at ``level``. It is a *tie* if both lie
-    within ``rounding`` of the level: no further than adding float32 terms in another order can move them.
+    within ``rounding`` of the level, no further than adding float32 terms in another order can move them, and on
+    different sides of it, so that each fired as its own potential says. (Equal potentials that fire differently are
+    compared differently: a mistake, however close they are to the level.)
     """
 
     layer: str
@@ -43,7 +45,7 @@ class Divergence:
     image: int
     neuron: tuple[int, ...]
     reference_membrane: float
-    backend_membrane: float
+    backend_membrane: float | None
     level: float
     rounding: float
     tie: bool
@@ -183,7 +185,7 @@ def divergences(graph: LayerGraph, x: Tensor, record: SpikeRecord, probed: Spike
 
     Each layer is replayed by the reference on what it heard in `record`, so a layer that only passes on an earlier
     layer's difference has none. `probed` is the same run with membranes; where it did not repeat its spikes, the
-    membrane is unknown (NaN) and the divergence counts as no tie.
+    membrane is unknown (None) and the divergence counts as no tie.
     """
     expected = simulate(graph, x, record.steps, membranes=True, heard=record)
     bounds = membrane_bounds(graph, x, record)
@@ -198,6 +200,7 @@ def divergences(graph: LayerGraph, x: Tensor, record: SpikeRecord, probed: Spike
             repeated = bool((got[:, *index[1:]] == again[:, *index[1:]]).all())
             reference, backend = float(expected.membranes[name][index]), float(probed.membranes[name][index])
             level, rounding = float(layer.level[index[2]]), float(bounds[name][index])
+            near = max(abs(reference - level), abs(backend - level)) <= rounding
             found.append(
                 Divergence(
                     layer=name,
@@ -205,10 +208,10 @@ def divergences(graph: LayerGraph, x: Tensor, record: SpikeRecord, probed: Spike
                     image=int(index[1]),
                     neuron=tuple(int(i) for i in index[2:]),
                     reference_membrane=reference,
-                    backend_membrane=backend if repeated else float("nan"),
+                    backend_membrane=backend if repeated else None,
                     level=level,
                     rounding=rounding,
-                    tie=repeated and max(abs(reference - level), abs(backend - level)) <= rounding,
+                    tie=repeated and near and (backend >= level) == bool(got[index]),
                 )
             )
     return found
@@ -263,7 +266,8 @@ class _Tally:
     def result(self) -> BackendAgreement:
         share = {key: (count / self.images).tolist() for key, count in self.agree.items()}
         mean = {
-            name: (total / (self.images * np.prod(self.shapes[name]))).tolist() for name, total in self.error_sum.items()
+            name: (total / (self.images * np.prod(self.shapes[name]))).tolist()
+            for name, total in self.error_sum.items()
         }
         return BackendAgreement(
             images=self.images,
@@ -288,7 +292,8 @@ class _Tally:
             )
         if record.readout.shape != expected.readout.shape:
             raise ValidationError(
-                f"{record.backend}: readout [T, B, ...] of shape {record.readout.shape}, expected {expected.readout.shape}"
+                f"{record.backend}: a readout [T, B, ...] of shape {record.readout.shape}, "
+                f"expected {expected.readout.shape}"
             )
         if not np.isfinite(record.readout).all():
             raise ValidationError(f"{record.backend}: the readout holds NaN or infinity")
@@ -305,7 +310,7 @@ def _ann_target(
 
 def _top1(outputs: NDArray[np.floating]) -> NDArray[np.integer]:
     """Index of the largest output of each step and image, ``[T, B]``, for ``[T, B, ...]``."""
-    return outputs.reshape(*outputs.shape[:2], -1).argmax(axis=-1)
+    return np.asarray(outputs.reshape(*outputs.shape[:2], -1).argmax(axis=-1))
 
 
 def _head(values: NDArray[np.integer] | None, count: int) -> NDArray[np.integer] | None:

@@ -53,7 +53,7 @@ def probe(packages: Mapping[str, str], install: str) -> Availability:
 
     The framework itself comes first in `packages`, then what it needs.
     """
-    versions = {}
+    versions: dict[str, str] = {}
     for module, distribution in packages.items():
         try:
             importlib.import_module(module)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bridge.errors import GraphError
 from bridge.graph import IntegrateFire
@@ -43,9 +44,13 @@ class SpikingJelly:
         neurons = {name: m for name, m in native.named_modules() if isinstance(m, neuron.ActivationAwareIFNode)}
         functional.reset_net(native)
         try:
-            return run(self.name, native, neurons, lambda m: m.v, x, steps, membranes)
+            return run(self.name, native, neurons, _potential, x, steps, membranes)
         finally:
             functional.reset_net(native)
+
+
+def _potential(node: nn.Module) -> Tensor:
+    return cast(Tensor, node.v)
 
 
 def offset_for(level: NDArray[np.float32], name: str) -> NDArray[np.float32]:

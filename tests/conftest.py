@@ -27,7 +27,9 @@ def require(name: str):
     return backend
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[getattr(pytest.mark, name)] if name == "lava" else []) for name in BACKENDS])
+@pytest.fixture(
+    params=[pytest.param(name, marks=[getattr(pytest.mark, name)] if name == "lava" else []) for name in BACKENDS]
+)
 def backend(request):
     """Each backend in turn."""
     return require(request.param)

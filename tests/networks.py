@@ -44,7 +44,13 @@ def qcfs(levels: int = 4, channels: int = 0) -> QCFS:
 
 def mlp() -> tuple[nn.Sequential, tuple[int, ...]]:
     model = nn.Sequential(
-        nn.Linear(6, 12), nn.BatchNorm1d(12), qcfs(), nn.Dropout(), nn.Linear(12, 9, bias=False), qcfs(8, 9), nn.Linear(9, 5)
+        nn.Linear(6, 12),
+        nn.BatchNorm1d(12),
+        qcfs(),
+        nn.Dropout(),
+        nn.Linear(12, 9, bias=False),
+        qcfs(8, 9),
+        nn.Linear(9, 5),
     )
     return make_dyadic(model), (6,)
 

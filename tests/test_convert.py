@@ -87,7 +87,7 @@ def test_forward_written_with_functions():
         lambda x: x.contiguous().view((x.size()[0], -1)),
     ):
         model = Net(flatten)
-        model.features.load_state_dict({k: v for k, v in plain[:2].state_dict().items()})
+        model.features.load_state_dict(plain[:2].state_dict())
         model.classifier.load_state_dict(plain[3].state_dict())
         network = bridge.convert(model, x)
         assert network.layers == ("features_1",)
@@ -109,7 +109,9 @@ def test_other_dtypes(dtype):
 
 def test_padding_same_is_written_out():
     model = networks.make_dyadic(
-        nn.Sequential(nn.Conv2d(1, 2, (3, 5), padding="same", dilation=(2, 1)), networks.qcfs(), nn.Flatten(), nn.Linear(84, 2))
+        nn.Sequential(
+            nn.Conv2d(1, 2, (3, 5), padding="same", dilation=(2, 1)), networks.qcfs(), nn.Flatten(), nn.Linear(84, 2)
+        )
     )
     x = networks.dyadic_images(2, (1, 6, 7))
     explicit = copy.deepcopy(model)
@@ -213,7 +215,12 @@ def test_data_dependent_and_branching_forwards_are_refused():
         def forward(self, x):
             return self.act(self.fc(x)), x
 
-    for kind, says in [(Branching, "joins"), (Dependent, "torch.fx"), (TwoInputs, "second input"), (TwoOutputs, "several values")]:
+    for kind, says in [
+        (Branching, "joins"),
+        (Dependent, "torch.fx"),
+        (TwoInputs, "second input"),
+        (TwoOutputs, "several values"),
+    ]:
         with pytest.raises(ConversionError, match=says):
             bridge.convert(kind(), torch.zeros(2, 3))
 

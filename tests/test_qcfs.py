@@ -77,7 +77,17 @@ def test_per_channel_takes_its_channels_from_the_first_input():
 
 @pytest.mark.parametrize(
     "arguments",
-    [(0,), (-1,), (2.5,), (True,), (4, 0.0), (4, -1.0), (4, float("nan")), (4, torch.tensor([1.0, -1.0])), (4, torch.ones(2, 2))],
+    [
+        (0,),
+        (-1,),
+        (2.5,),
+        (True,),
+        (4, 0.0),
+        (4, -1.0),
+        (4, float("nan")),
+        (4, torch.tensor([1.0, -1.0])),
+        (4, torch.ones(2, 2)),
+    ],
 )
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match=r"QCFS: (levels|threshold)"):

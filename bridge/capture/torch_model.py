@@ -216,7 +216,9 @@ def _conv(name: str, inputs: Inputs, module: nn.Conv2d) -> Layer:
     if module.padding == "same":
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if any(r % 2 for r in reach):
-            raise ConversionError(f"padding='same' with kernel {kernel} is lopsided; use an odd kernel or explicit padding")
+            raise ConversionError(
+                f"padding='same' with kernel {kernel} is lopsided; use an odd kernel or explicit padding"
+            )
         padding = (reach[0] // 2, reach[1] // 2)
     else:
         padding = (0, 0) if isinstance(module.padding, str) else _pair(module.padding)
@@ -260,12 +262,15 @@ def _avg_pool(name: str, inputs: Inputs, module: nn.AvgPool2d) -> Layer:
 
 def _flatten(name: str, inputs: Inputs, module: nn.Flatten) -> Layer:
     if module.start_dim != 1 or module.end_dim != -1:
-        raise ConversionError(f"flatten from dimension {module.start_dim} to {module.end_dim}; only 1 to -1 is supported")
+        raise ConversionError(
+            f"flatten from dimension {module.start_dim} to {module.end_dim}; only 1 to -1 is supported"
+        )
     return Flatten(name=name, inputs=inputs)
 
 
 def _flatten_call(name: str, inputs: Inputs, node: fx.Node) -> Layer:
-    bounds = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), node.args[1:])), **node.kwargs}
+    bounds = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))}
+    bounds |= node.kwargs
     if bounds["start_dim"] != 1 or bounds["end_dim"] != -1:
         raise ConversionError("only flatten(x, 1), which keeps the batch, is supported")
     return Flatten(name=name, inputs=inputs)
@@ -274,7 +279,9 @@ def _flatten_call(name: str, inputs: Inputs, node: fx.Node) -> Layer:
 def _reshape_call(name: str, inputs: Inputs, node: fx.Node) -> Layer:
     sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
-        raise ConversionError("only a reshape that flattens, x.view(x.size(0), -1), is supported; use torch.flatten(x, 1)")
+        raise ConversionError(
+            "only a reshape that flattens, x.view(x.size(0), -1), is supported; use torch.flatten(x, 1)"
+        )
     return Flatten(name=name, inputs=inputs)
 
 
@@ -317,4 +324,3 @@ FUNCTIONS: dict[Any, Rule] = {
     "contiguous": _nothing,
     F.dropout: _dropout_call,
 }
-

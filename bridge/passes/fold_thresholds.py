@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from bridge.graph import Affine, Array, AvgPool2d, ClipFloorShift, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import (
+    Affine,
+    Array,
+    AvgPool2d,
+    ClipFloorShift,
+    Conv2d,
+    Flatten,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Scale,
+)
 
 Factors = dict[str, Array]
 """Per layer, by name: the per-channel factor by which its output is still to be multiplied."""

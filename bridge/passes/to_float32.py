@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,17 @@ def to_float32(graph: LayerGraph) -> LayerGraph:
     """Round every parameter, folded in float64, to float32. Raises `ConversionError` for a layer that overflows."""
     layers = []
     for layer in graph:
-        arrays = {f.name: getattr(layer, f.name) for f in fields(layer) if isinstance(getattr(layer, f.name), np.ndarray)}
+        arrays = {
+            f.name: getattr(layer, f.name) for f in fields(layer) if isinstance(getattr(layer, f.name), np.ndarray)
+        }
         with np.errstate(over="ignore"):
-            rounded = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
+            rounded: dict[str, Any] = {
+                name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()
+            }
         for name, array in rounded.items():
             if not np.isfinite(array).all():
-                raise ConversionError(f"layer {layer.name!r}: {name} does not fit float32 after folding; check its λ and weights")
+                raise ConversionError(
+                    f"layer {layer.name!r}: {name} does not fit float32 after folding; check its λ and weights"
+                )
         layers.append(replace(layer, **rounded) if rounded else layer)
     return LayerGraph(tuple(layers))

@@ -32,8 +32,8 @@ def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
         for marker, backend in zip("o+x1234", agreement.backends.values(), strict=False):
             own = backend.rate_error or {}
             axes.plot(steps, own[layer], marker, color=f"C{number}", markersize=7, fillstyle="none")
-    for marker, name in zip("o+x1234", agreement.backends, strict=False):
-        axes.plot([], [], marker, color="grey", fillstyle="none", label=f"{name} ({agreement.backends[name].images} images)")
+    for marker, (name, backend) in zip("o+x1234", agreement.backends.items(), strict=False):
+        axes.plot([], [], marker, color="grey", fillstyle="none", label=f"{name} ({backend.images} images)")
     axes.set(xlabel="time step t", ylabel="mean |φ(t) − a/λ|", title="Firing rates close in on the ANN's activations")
     axes.set_xticks(list(steps) if agreement.steps <= 16 else [1, *range(8, agreement.steps + 1, 8)])
     axes.set_ylim(bottom=0)

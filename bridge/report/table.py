@@ -84,7 +84,8 @@ def _divergences(agreement: Agreement) -> Table:
     for name, backend in agreement.backends.items():
         for d in backend.divergences[:LISTED]:
             where = (name, d.layer, f"{d.step}", f"{d.image}", f"{d.neuron}")
-            values = (f"{value:.9g}" for value in (d.reference_membrane, d.backend_membrane, d.level))
+            potentials = (d.reference_membrane, d.backend_membrane, d.level)
+            values = ("—" if value is None else f"{value:.9g}" for value in potentials)
             result.add_row(*where, *values, f"{d.rounding:.1e}", "yes" if d.tie else "[red]no")
         more = backend.ties + backend.unexplained - min(LISTED, len(backend.divergences))
         if more > 0:

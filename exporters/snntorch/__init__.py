@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bridge.graph import IntegrateFire
 from bridge.nir_graph import from_nir
@@ -39,9 +41,13 @@ class SnnTorch:
 
         reset()
         try:
-            return run(self.name, native, neurons, lambda m: m.mem, x, steps, membranes)  # type: ignore[arg-type, return-value]
+            return run(self.name, native, neurons, _potential, x, steps, membranes)
         finally:
             reset()
+
+
+def _potential(neuron: nn.Module) -> Tensor:
+    return cast(Tensor, neuron.mem)
 
 
 def _neuron(layer: IntegrateFire) -> nn.Module:

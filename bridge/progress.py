@@ -1,0 +1,19 @@
+"""Progress bars that show on a terminal or in a notebook, and leave no trace anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+
+
+def progress(items: Sequence[Item], description: str) -> Iterable[Item]:
+    """The `items`, with a bar that tells how many have been taken and vanishes at the end."""
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        return items
+    return track(items, description=description, transient=True, console=console)
