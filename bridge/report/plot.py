@@ -8,11 +8,14 @@ from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.validate import Agreement
 
+MARKERS = "o+x1234"
+
 
 def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
     """Write the mean rate error ``|φ(t) − a/λ|`` against the time step, a line a layer, as PNG, SVG or PDF.
 
-    Lines are the reference's; the marks on them are the backends' own, so a mark off its line is a disagreement.
+    Lines are the reference's; the marks on them are the backends' own, so a mark off its line is a disagreement. A
+    backend that ran fewer images than the reference has another mean, and no marks.
 
     Raises:
         InputError: the agreement has no ANN to be held against.
@@ -27,13 +30,14 @@ def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = range(1, agreement.steps + 1)
+    full = {name: each for name, each in agreement.backends.items() if each.images == agreement.reference.images}
     for number, (layer, errors) in enumerate(agreement.reference.rate_error.items()):
         axes.plot(steps, errors, color=f"C{number}", label=layer)
-        for marker, backend in zip("o+x1234", agreement.backends.values(), strict=False):
+        for marker, backend in zip(MARKERS, full.values(), strict=False):
             own = backend.rate_error or {}
             axes.plot(steps, own[layer], marker, color=f"C{number}", markersize=7, fillstyle="none")
-    for marker, (name, backend) in zip("o+x1234", agreement.backends.items(), strict=False):
-        axes.plot([], [], marker, color="grey", fillstyle="none", label=f"{name} ({backend.images} images)")
+    for marker, name in zip(MARKERS, full, strict=False):
+        axes.plot([], [], marker, color="grey", fillstyle="none", label=name)
     axes.set(xlabel="time step t", ylabel="mean |φ(t) − a/λ|", title="Firing rates close in on the ANN's activations")
     axes.set_xticks(list(steps) if agreement.steps <= 16 else [1, *range(8, agreement.steps + 1, 8)])
     axes.set_ylim(bottom=0)
