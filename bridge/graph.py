@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,9 @@ class Layer:
 
     name: str
     inputs: tuple[str, ...]
-    arity: ClassVar[int] = 1
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape of the output, without batch, for an input of `shape`. Raises `GraphError` if it does not fit."""
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        """Shape of the output, without batch, for inputs of these shapes. Raises `GraphError` if they do not fit."""
         return shape
 
     def expect(self, fits: bool, wanted: str, came: object) -> None:
@@ -43,7 +42,6 @@ class Input(Layer):
 
     shape: Shape
     inputs: tuple[str, ...] = ()
-    arity: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +65,7 @@ class Affine(Layer):
 class Linear(Affine):
     """``y = W x + b``, weight ``[F_out, F_in]``, bias ``[F_out]``."""
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         wanted = (self.weight.shape[1],)
         self.expect(shape == wanted, f"an input of shape {wanted} (flatten feature maps first)", shape)
         return (self.weight.shape[0],)
@@ -82,11 +80,47 @@ class Conv2d(Affine):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         channels = self.weight.shape[1] * self.groups
         self.expect(len(shape) == 3 and shape[0] == channels, f"a feature map of {channels} channels", shape)
-        kernel = cast(tuple[int, int], self.weight.shape[2:])
+        kernel = self.weight.shape[2:]
         return (self.weight.shape[0], *_window(self, shape, kernel, self.stride, self.padding, self.dilation))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv1d(Affine):
+    """``y = W * x + b`` (cross-correlation, zero padding) on ``[C, N]``, weight ``[C_out, C_in / groups, K]``."""
+
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        channels = self.weight.shape[1] * self.groups
+        self.expect(len(shape) == 2 and shape[0] == channels, f"a signal of {channels} channels [C, N]", shape)
+        window = (self.weight.shape[2],)
+        sizes = _window(self, shape, window, (self.stride,), (self.padding,), (self.dilation,))
+        return (self.weight.shape[0], *sizes)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Add(Layer):
+    """``y = a + b`` of two layers of one shape, a residual join. Longer sums are chains of these."""
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(more == (shape,), f"two inputs of one shape {shape}", (shape, *more))
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Concat(Layer):
+    """The channels of all inputs, one input after the other. An ANN's; the spiking graph has sums in its place."""
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        alike = all(other[1:] == shape[1:] for other in more)
+        self.expect(len(more) > 0 and alike, f"several inputs that differ in channels only from {shape}", more)
+        return (shape[0] + sum(other[0] for other in more), *shape[1:])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +130,7 @@ class BatchNorm(Layer):
     scale: Array
     shift: Array
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)
         return shape
 
@@ -110,7 +144,7 @@ class Scale(Layer):
     def __post_init__(self) -> None:
         self.expect(bool(np.isfinite(self.scale).all()), "finite factors", self.scale)
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)
         return shape
 
@@ -123,7 +157,7 @@ class AvgPool2d(Layer):
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(len(shape) == 3, "a feature map [C, H, W]", shape)
         return (shape[0], *_window(self, shape, self.kernel, self.stride, self.padding, (1, 1)))
 
@@ -132,7 +166,7 @@ class AvgPool2d(Layer):
 class Flatten(Layer):
     """``[C, H, W]`` to ``[C·H·W]`` in C order."""
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         return (int(np.prod(shape)),)
 
 
@@ -146,7 +180,7 @@ class ClipFloorShift(Layer):
     levels: int
     threshold: Array
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.threshold.shape, f"{len(self.threshold)} channels (one λ each)", shape)
         return shape
 
@@ -165,26 +199,21 @@ class IntegrateFire(Layer):
     def __post_init__(self) -> None:
         self.expect(bool(np.all(np.isfinite(self.level))), "finite firing levels", self.level)
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
         return shape
 
 
 def _window(
-    layer: Layer,
-    shape: Shape,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    """Height and width after sliding a window over a feature map of `shape`."""
-    sizes = [
+    layer: Layer, shape: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape
+) -> tuple[int, ...]:
+    """The sizes after sliding a window over the dimensions of `shape` behind the channels."""
+    sizes = tuple(
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(shape[1:], kernel, stride, padding, dilation, strict=True)
-    ]
+    )
     layer.expect(min(sizes) >= 1, f"a feature map at least as large as the {kernel} window", shape)
-    return sizes[0], sizes[1]
+    return sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,12 +239,15 @@ class LayerGraph:
                 raise GraphError(
                     f"layer {layer.name!r} takes its input from {missing}, which no earlier layer provides"
                 )
-            layer.expect(len(layer.inputs) == layer.arity, f"{layer.arity} input(s)", list(layer.inputs))
             if isinstance(layer, Input):
                 shapes[layer.name] = layer.shape
             else:
+                joins = isinstance(layer, Add | Concat)
+                layer.expect(joins or len(layer.inputs) == 1, "one input", list(layer.inputs))
+                layer.expect(len(layer.inputs) > 0, "an input", "none")
                 shapes[layer.name] = layer.output_shape(*(shapes[source] for source in layer.inputs))
-        unused = [layer.name for layer in self.layers[:-1] if not self.consumers(layer.name)]
+        used = {source for layer in self.layers for source in layer.inputs}
+        unused = [layer.name for layer in self.layers[:-1] if layer.name not in used]
         if unused:
             raise GraphError(f"the output of {unused} goes nowhere; only the last layer may be the output")
         object.__setattr__(self, "shapes", shapes)
