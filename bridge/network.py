@@ -17,7 +17,7 @@ from bridge.capture.torch_model import capture
 from bridge.errors import ConversionError, GraphError, InputError
 from bridge.files import replacing
 from bridge.graph import LayerGraph
-from bridge.passes import fold_batch_norm, fold_thresholds, to_float32
+from bridge.passes import fold_batch_norm, fold_thresholds, lower_concat, to_float32
 from bridge.progress import progress
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
@@ -163,7 +163,7 @@ def convert(model: nn.Module, example_input: Tensor) -> SpikingNetwork:
     if not isinstance(model, nn.Module):
         raise ConversionError(f"convert: expected a torch.nn.Module, got {type(model).__name__}")
     ann = capture(model, example_input)
-    return SpikingNetwork(to_float32(fold_thresholds(fold_batch_norm(ann))), to_float32(ann))
+    return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), to_float32(ann))
 
 
 def load(path: str | Path) -> SpikingNetwork:

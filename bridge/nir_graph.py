@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import graphlib
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ import numpy as np
 
 from bridge.errors import GraphError
 from bridge.graph import (
+    Add,
     Array,
     AvgPool2d,
+    Conv1d,
     Conv2d,
     Flatten,
     Input,
@@ -42,6 +45,8 @@ METADATA = {
     "neuron": "I -> Threshold -> Scale(-1) -> I: integrate-and-fire, soft reset by 1; fires on level, not on crossing",
     "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
 }
+
+LARGEST_RATIO = 2000  # of a dataset's size to what it takes in the file; gzip reaches about 1000
 
 HARD_RESET = (
     "resets to v_reset when it fires, which is not the soft reset that QCFS converts to; "
@@ -91,6 +96,7 @@ def read(path: str | Path) -> LayerGraph:
     if not h5py.is_hdf5(path):
         raise GraphError(f"{path}: not a NIR file (NIR files are HDF5); write one with SpikingNetwork.save(path)")
     try:
+        _check_sizes(path)
         graph = nir.read(path, type_check=False)
     except Exception as error:  # nir raises whatever its parts raise on a damaged file
         raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
@@ -109,33 +115,57 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     """
     wiring = _Wiring(graph)
     layers: dict[str, Layer] = {}
-    sources: dict[str, tuple[str, ...]] = {}
     inside: set[str] = set()
     for name, node in graph.nodes.items():
         if isinstance(node, nir.Threshold):
-            membrane, reset, source = wiring.neuron(name)
+            membrane, reset, drives = wiring.neuron(name)
             inside |= {membrane, reset}
-            sources[name] = (source,)
-            layers[name] = IntegrateFire(
-                name=name,
-                inputs=(source,),
-                level=_per_channel(np.nextafter(np.asarray(node.threshold, np.float32), np.float32(np.inf)), name),
-            )
+            source = _sum(name, drives, layers)
+            level = np.nextafter(np.asarray(node.threshold, np.float32), np.float32(np.inf))
+            layers[name] = IntegrateFire(name=name, inputs=(source,), level=_per_channel(level, name))
     for name, node in graph.nodes.items():
         if name in inside or name in layers or isinstance(node, nir.Output):
             continue
-        inputs = tuple(wiring.before[name])
+        inputs = wiring.before[name]
         if not inputs and not isinstance(node, nir.Input):
             raise GraphError(f"node {name!r} ({type(node).__name__}): no edge leads into it")
         try:
-            layers[name] = _read(node, name, inputs)
+            if len(inputs) == 2 and isinstance(node, nir.Scale) and (np.asarray(node.scale) == 1).all():
+                layers[name] = Add(name=name, inputs=(inputs[0], inputs[1]))
+            else:
+                layers[name] = _read(node, name, (_sum(name, inputs, layers),) if inputs else ())
         except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
             if isinstance(error, GraphError):
                 raise
             raise GraphError(f"node {name!r} ({type(node).__name__}): malformed parameters ({error})") from error
-        sources[name] = inputs
-    (output,) = wiring.outputs
-    return LayerGraph(tuple(layers[name] for name in _ordered(sources, wiring.before[output])))
+    output = _sum(wiring.output, wiring.before[wiring.output], layers)
+    order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
+    return LayerGraph(tuple(layers[name] for name in order))
+
+
+def _sum(name: str, sources: Sequence[str], layers: dict[str, Layer]) -> str:
+    """What feeds the node `name`: its one source, or the sum of several, as `Add` layers put into `layers`."""
+    total = sources[0]
+    for number, source in enumerate(sources[1:], start=1):
+        joined = f"{name}_sum{number}"
+        while joined in layers:
+            joined += "_"
+        layers[joined] = Add(name=joined, inputs=(total, source))
+        total = joined
+    return total
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a file that declares arrays far larger than compression allows, before anything that large is made."""
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
+            stored = item.id.get_storage_size()
+            if item.nbytes > LARGEST_RATIO * stored + 1_000_000:
+                raise GraphError(f"{name} declares {item.nbytes} bytes, but the file holds {stored} of it")
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
 
 
 class _Wiring:
@@ -153,15 +183,14 @@ class _Wiring:
                 raise GraphError(f"edge {source!r} → {target!r} is there twice")
             self.before[target].append(source)
             self.after[source].append(target)
-        self.outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
+        outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
         inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
-        if len(inputs) != 1 or len(self.outputs) != 1 or len(self.before[self.outputs[0]]) != 1:
-            raise GraphError(
-                f"expected one Input and one Output with one edge into it, got {inputs} and {self.outputs}"
-            )
+        if len(inputs) != 1 or len(outputs) != 1 or not self.before[outputs[0]]:
+            raise GraphError(f"expected one Input, and one Output that something feeds, got {inputs} and {outputs}")
+        self.output = outputs[0]
 
-    def neuron(self, threshold: str) -> tuple[str, str, str]:
-        """Names of the I and the Scale(−1) of the neuron that fires at `threshold`, and of the node that drives it."""
+    def neuron(self, threshold: str) -> tuple[str, str, list[str]]:
+        """Names of the I and the Scale(−1) of the neuron that fires at `threshold`, and of what drives it."""
         wanted = f"node {threshold!r} (Threshold): expected the neuron I(r = 1) → Threshold → Scale(−1) → I; "
         before = self.before[threshold]
         if len(before) != 1 or not isinstance(self.nodes[before[0]], nir.I):
@@ -171,16 +200,16 @@ class _Wiring:
             raise GraphError(f"{wanted}{membrane!r} has another reader or an r other than 1")
         resets = [name for name in self.before[membrane] if threshold in self.before[name]]
         drives = [name for name in self.before[membrane] if name not in resets]
-        if len(resets) != 1 or len(drives) != 1:
-            raise GraphError(f"{wanted}{membrane!r} is fed by {self.before[membrane]}, not by one source and one reset")
+        if len(resets) != 1 or not drives:
+            raise GraphError(f"{wanted}{membrane!r} is fed by {self.before[membrane]}, not by a source and one reset")
         reset = self.nodes[resets[0]]
         private = self.before[resets[0]] == [threshold] and self.after[resets[0]] == [membrane]
         if not private or not isinstance(reset, nir.Scale) or not np.all(np.asarray(reset.scale) == -1):
             raise GraphError(f"{wanted}{resets[0]!r} is not a Scale by −1 between them alone")
-        return membrane, resets[0], drives[0]
+        return membrane, resets[0], drives
 
 
-def _ordered(sources: dict[str, tuple[str, ...]], outputs: list[str]) -> list[str]:
+def _ordered(sources: Mapping[str, Sequence[str]], output: str) -> list[str]:
     """Names in topological order, by name where several are possible, so that files and objects read alike."""
     sorter = graphlib.TopologicalSorter(sources)
     try:
@@ -195,8 +224,8 @@ def _ordered(sources: dict[str, tuple[str, ...]], outputs: list[str]) -> list[st
             raise GraphError(f"{missing} feed layers but compute nothing that can be read")
         order += ready
         sorter.done(*ready)
-    if order[-1:] != outputs:
-        raise GraphError(f"the Output reads {outputs}, but {order[-1:]} comes last: some node's output goes nowhere")
+    if order[-1] != output:
+        raise GraphError(f"the Output reads {output!r}, but {order[-1]!r} comes last: some node's output goes nowhere")
     return order
 
 
@@ -259,6 +288,24 @@ def _(layer: Conv2d, shape: Shape) -> nir.NIRNode:
 
 
 @_write.register
+def _(layer: Conv1d, shape: Shape) -> nir.NIRNode:
+    return nir.Conv1d(
+        input_shape=shape[1],
+        weight=layer.weight,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=layer.bias,
+    )
+
+
+@_write.register
+def _(layer: Add, shape: Shape) -> nir.NIRNode:
+    return nir.Scale(scale=np.ones(shape, np.float32))  # a node for the sum: NIR adds up the edges that lead into it
+
+
+@_write.register
 def _(layer: AvgPool2d, shape: Shape) -> nir.NIRNode:
     return nir.AvgPool2d(
         kernel_size=np.array(layer.kernel), stride=np.array(layer.stride), padding=np.array(layer.padding)
@@ -302,26 +349,45 @@ def _(node: nir.Linear, name: str, inputs: tuple[str, ...]) -> Layer:
 @_read.register
 def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
     weight = np.asarray(node.weight, np.float32)
-    dilation = _pair(node.dilation)
-    if node.padding == "valid" if isinstance(node.padding, str) else False:
-        padding = (0, 0)
-    elif isinstance(node.padding, str):
-        reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
-        if any(r % 2 for r in reach) or _pair(node.stride) != (1, 1):
-            raise GraphError(f"node {name!r} (Conv2d): padding 'same' needs odd kernels and stride 1; write numbers")
-        padding = (reach[0] // 2, reach[1] // 2)
-    else:
-        padding = _pair(node.padding)
+    stride, dilation = _pair(node.stride), _pair(node.dilation)
     return Conv2d(
         name=name,
         inputs=inputs,
         weight=weight,
         bias=np.asarray(node.bias, np.float32),
-        stride=_pair(node.stride),
-        padding=padding,
+        stride=stride,
+        padding=_pair(_padding(node.padding, weight.shape[2:], stride, dilation, name)),
         dilation=dilation,
         groups=int(node.groups),
     )
+
+
+@_read.register
+def _(node: nir.Conv1d, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = np.asarray(node.weight, np.float32)
+    stride, dilation = int(node.stride), int(node.dilation)
+    return Conv1d(
+        name=name,
+        inputs=inputs,
+        weight=weight,
+        bias=np.asarray(node.bias, np.float32),
+        stride=stride,
+        padding=int(np.squeeze(_padding(node.padding, weight.shape[2:], (stride,), (dilation,), name))),
+        dilation=dilation,
+        groups=int(node.groups),
+    )
+
+
+def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: str) -> Any:
+    """NIR's padding in numbers: "valid" is none, "same" is what keeps the size."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return 0
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if padding != "same" or any(r % 2 for r in reach) or set(stride) != {1}:
+        raise GraphError(f"node {name!r}: padding {padding!r} needs odd kernels and stride 1; write numbers")
+    return [r // 2 for r in reach]
 
 
 @_read.register

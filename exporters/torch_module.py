@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, cast
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bridge.errors import GraphError
-from bridge.graph import Affine, AvgPool2d, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear
+from bridge.graph import Add, Affine, AvgPool2d, Conv1d, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear
 from bridge.graph import Scale as ScaleLayer
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
@@ -52,8 +53,12 @@ def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.
         if not layer.inputs:
             nodes[layer.name] = calls.placeholder("x")
             continue
+        inputs = tuple(nodes[source] for source in layer.inputs)
+        if isinstance(layer, Add):
+            nodes[layer.name] = calls.call_function(operator.add, inputs)
+            continue
         modules[layer.name] = neuron(layer) if isinstance(layer, IntegrateFire) else _module(layer, library)
-        nodes[layer.name] = calls.call_module(layer.name, tuple(nodes[source] for source in layer.inputs))
+        nodes[layer.name] = calls.call_module(layer.name, inputs)
     calls.output(nodes[graph.output.name])
     return fx.GraphModule(modules, calls, name)
 
@@ -64,10 +69,11 @@ def _module(layer: Layer, library: Any) -> nn.Module:
 
 
 @_module.register
-def _(layer: Conv2d, library: Any) -> nn.Module:
+def _(layer: Conv1d | Conv2d, library: Any) -> nn.Module:
+    kind = library.Conv2d if isinstance(layer, Conv2d) else library.Conv1d
     out_channels, per_group, *kernel = layer.weight.shape
     channels = (per_group * layer.groups, out_channels)
-    module = library.Conv2d(*channels, tuple(kernel), layer.stride, layer.padding, layer.dilation, layer.groups)
+    module = kind(*channels, tuple(kernel), layer.stride, layer.padding, layer.dilation, layer.groups)
     return _with_parameters(module, layer)
 
 

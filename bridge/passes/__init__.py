@@ -2,6 +2,7 @@
 
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.lower_concat import lower_concat
 from bridge.passes.to_float32 import to_float32
 
-__all__ = ["fold_batch_norm", "fold_thresholds", "to_float32"]
+__all__ = ["fold_batch_norm", "fold_thresholds", "lower_concat", "to_float32"]

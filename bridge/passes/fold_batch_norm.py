@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bridge.graph import Affine, BatchNorm, Conv2d, Layer, LayerGraph, Linear
+from bridge.graph import Affine, BatchNorm, Conv1d, Conv2d, Layer, LayerGraph, Linear
 
 
 def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
@@ -27,12 +27,15 @@ def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
             folded = replace(before, weight=rows * before.weight, bias=layer.scale * before.bias + layer.shift)
             changes[layer.inputs[0]] = [folded]
             changes[layer.name] = []
-        elif len(graph.shapes[layer.name]) == 3:
-            kernels = layer.scale.reshape(-1, 1, 1, 1)
-            changes[layer.name] = [
-                Conv2d(name=layer.name, inputs=layer.inputs, weight=kernels, bias=layer.shift, groups=len(kernels))
-            ]
         else:
-            weight = np.diag(layer.scale)
-            changes[layer.name] = [Linear(name=layer.name, inputs=layer.inputs, weight=weight, bias=layer.shift)]
+            changes[layer.name] = [_affine(layer, len(graph.shapes[layer.name]))]
     return graph.rewrite(changes)
+
+
+def _affine(layer: BatchNorm, rank: int) -> Affine:
+    """`layer`, on arrays with `rank` dimensions, as an affine layer of its own."""
+    if rank == 1:
+        return Linear(name=layer.name, inputs=layer.inputs, weight=np.diag(layer.scale), bias=layer.shift)
+    kind = Conv2d if rank == 3 else Conv1d
+    weight = layer.scale.reshape(-1, *[1] * rank)
+    return kind(name=layer.name, inputs=layer.inputs, weight=weight, bias=layer.shift, groups=len(weight))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 
 from bridge.graph import (
+    Add,
     Affine,
     Array,
     AvgPool2d,
     ClipFloorShift,
+    Conv1d,
     Conv2d,
     Flatten,
     IntegrateFire,
@@ -20,8 +22,11 @@ from bridge.graph import (
     Scale,
 )
 
-Factors = dict[str, Array]
-"""Per layer, by name: the per-channel factor by which its output is still to be multiplied."""
+Factors = dict[tuple[str, str], Array]
+"""By edge (source, reader): the factor per channel by which the reader wants the source's output multiplied."""
+
+OUTSIDE = ""
+"""The reader of the network's output."""
 
 
 def fold_thresholds(graph: LayerGraph) -> LayerGraph:
@@ -29,72 +34,118 @@ def fold_thresholds(graph: LayerGraph) -> LayerGraph:
 
     Spikes are 0/1 where the ANN had 0…λ, so what reads them is multiplied by λ_in, and what feeds a neuron is divided
     by its λ_out. A first sweep carries each λ_in forward to the next affine layer, a second carries each 1/λ_out
-    back to the one before, both through pooling and flattening, with which a factor per channel commutes. A factor
-    that meets no affine layer becomes a `Scale`.
+    back to the one before: through pooling and flattening, with which a factor per channel commutes, and back
+    through a sum to both of its branches. A factor that meets no affine layer becomes a `Scale` on its edge.
     """
-    forwarded, owed = _carry_forward(graph)
-    layers, owed = _carry_back(forwarded, graph, owed)
-    changes: dict[str, list[Layer]] = {}
-    for layer in layers:
-        changes[layer.name] = [layer]
-        if layer.name in owed:
-            changes[layer.name].append(Scale(name=f"{layer.name}_scale", inputs=(layer.name,), scale=owed[layer.name]))
-    return graph.rewrite(changes)
+    readers = {layer.name: [reader.name for reader in graph.consumers(layer.name)] for layer in graph}
+    readers[graph.output.name].append(OUTSIDE)
+    layers, factors = _carry_forward(graph)
+    layers = _carry_back(layers, graph, readers, factors)
+    factors = {edge: factor for edge, factor in factors.items() if not (factor == 1).all()}
+    return _insert_scales(layers, readers, factors)
 
 
 def _carry_forward(graph: LayerGraph) -> tuple[list[Layer], Factors]:
-    """Layers with every λ_in folded in, and what each layer's output must still be multiplied by."""
+    """Layers with every λ_in folded in, and what is left to be folded back."""
     layers: list[Layer] = []
-    pending: Factors = {}
-    owed: Factors = {}
+    pending: dict[str, Array] = {}
+    factors: Factors = {}
     for layer in graph:
-        factor = pending.get(layer.inputs[0]) if layer.inputs else None
+        known = {source: pending[source] for source in layer.inputs if source in pending}
         if isinstance(layer, ClipFloorShift):
-            layers.append(_twin(layer))
-            owed[layer.inputs[0]] = (1.0 if factor is None else factor) / layer.threshold
+            (source,) = layer.inputs
+            factors[source, layer.name] = known.get(source, 1.0) / layer.threshold
             pending[layer.name] = layer.threshold
-        elif factor is not None and isinstance(layer, Affine):
-            layers.append(_scale_inputs(layer, factor))
-        else:
-            layers.append(layer)
-            if isinstance(layer, Flatten) and factor is not None:
-                factor = np.repeat(factor, int(np.prod(graph.shapes[layer.inputs[0]][1:])))
-            if factor is not None:
+            layers.append(IntegrateFire(name=layer.name, inputs=layer.inputs, level=np.full_like(layer.threshold, 0.5)))
+            continue
+        for source, factor in known.items():
+            if isinstance(layer, Affine):
+                layer = _scale_inputs(layer, factor)
+            elif isinstance(layer, Flatten):
+                pending[layer.name] = np.repeat(factor, int(np.prod(graph.shapes[source][1:])))
+            elif isinstance(layer, AvgPool2d | Scale):
                 pending[layer.name] = factor
+            else:
+                factors[source, layer.name] = factor
+        layers.append(layer)
     if graph.output.name in pending:
-        owed[graph.output.name] = pending[graph.output.name]
-    return layers, owed
+        factors[graph.output.name, OUTSIDE] = pending[graph.output.name]
+    return layers, factors
 
 
-def _carry_back(layers: list[Layer], graph: LayerGraph, owed: Mapping[str, Array]) -> tuple[list[Layer], Factors]:
-    """Layers with every 1/λ_out folded in, and the factors that no affine layer could take."""
-    owed = dict(owed)
+def _carry_back(layers: list[Layer], graph: LayerGraph, readers: dict[str, list[str]], factors: Factors) -> list[Layer]:
+    """Layers with every factor folded in that all readers of a layer share; takes what it folds out of `factors`."""
     result: list[Layer] = []
     for layer in reversed(layers):
-        factor = owed.get(layer.name)
-        if factor is not None:
-            if isinstance(layer, Affine):
-                layer = _scale_outputs(layer, owed.pop(layer.name))
-            elif isinstance(layer, AvgPool2d):
-                owed[layer.inputs[0]] = owed.pop(layer.name)
-            elif isinstance(layer, Flatten):
-                per_channel = factor.reshape(graph.shapes[layer.inputs[0]][0], -1)
-                if (per_channel == per_channel[:, :1]).all():
-                    owed[layer.inputs[0]] = per_channel[:, 0]
-                    del owed[layer.name]
+        factor = _shared(layer.name, readers, factors)
+        taken = factor is not None
+        if factor is None:
+            pass
+        elif isinstance(layer, Affine):
+            layer = _scale_outputs(layer, factor)
+        elif isinstance(layer, AvgPool2d | Scale | Add):
+            _multiply(factors, layer, factor)
+        elif isinstance(layer, Flatten):
+            per_channel = factor.reshape(graph.shapes[layer.inputs[0]][0], -1)
+            taken = bool((per_channel == per_channel[:, :1]).all())
+            if taken:
+                _multiply(factors, layer, per_channel[:, 0])
+        else:
+            taken = False
+        if taken:
+            for reader in readers[layer.name]:
+                del factors[layer.name, reader]
         result.append(layer)
-    return result[::-1], owed
+    return result[::-1]
 
 
-def _twin(layer: ClipFloorShift) -> IntegrateFire:
-    return IntegrateFire(name=layer.name, inputs=layer.inputs, level=np.full_like(layer.threshold, 0.5))
+def _shared(name: str, readers: dict[str, list[str]], factors: Factors) -> Array | None:
+    """The factor that all readers of `name` want, or None if they differ or want none."""
+    wanted = [factors.get((name, reader)) for reader in readers[name]]
+    first = wanted[0]
+    if first is None or any(other is None or not np.array_equal(first, other) for other in wanted):
+        return None
+    return first
+
+
+def _multiply(factors: Factors, layer: Layer, factor: Array) -> None:
+    for source in layer.inputs:
+        factors[source, layer.name] = factors.get((source, layer.name), 1.0) * factor
+
+
+def _insert_scales(layers: list[Layer], readers: dict[str, list[str]], factors: Factors) -> LayerGraph:
+    """The graph with a `Scale` for every factor that is left, one where all readers of a layer want the same."""
+    result: list[Layer] = []
+    moved: dict[str, dict[str, str]] = defaultdict(dict)  # by reader: where it finds each of its sources now
+    taken = {layer.name for layer in layers}
+
+    def scale(name: str, source: str, factor: Array) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        result.append(Scale(name=name, inputs=(source,), scale=factor))
+        return name
+
+    for layer in layers:
+        result.append(replace(layer, inputs=tuple(moved[layer.name].get(source, source) for source in layer.inputs)))
+        factor = _shared(layer.name, readers, factors)
+        if factor is not None:
+            name = scale(f"{layer.name}_scale", layer.name, factor)
+            for reader in readers[layer.name]:
+                moved[reader][layer.name] = name
+            continue
+        for reader in readers[layer.name]:
+            if (layer.name, reader) in factors:
+                name = f"{layer.name}_to_{reader}"
+                moved[reader][layer.name] = scale(name, layer.name, factors[layer.name, reader])
+    return LayerGraph(tuple(result))
 
 
 def _scale_inputs(layer: Affine, factor: Array) -> Affine:
     """`layer` with the weights on input channel c multiplied by ``factor[c]``."""
-    if isinstance(layer, Conv2d):  # within its group, an output channel sees a slice of the input channels
-        per_group = factor.reshape(layer.groups, 1, -1, 1, 1)
+    if isinstance(layer, Conv1d | Conv2d):  # within its group, an output channel sees a slice of the input channels
         grouped = layer.weight.reshape(layer.groups, -1, *layer.weight.shape[1:])
+        per_group = factor.reshape(layer.groups, 1, -1, *[1] * (layer.weight.ndim - 2))
         return replace(layer, weight=(grouped * per_group).reshape(layer.weight.shape))
     return replace(layer, weight=layer.weight * factor)
 

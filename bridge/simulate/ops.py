@@ -9,12 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge.graph import AvgPool2d, BatchNorm, ClipFloorShift, Conv2d, Flatten, Input, Layer, Linear, Scale
+from bridge.graph import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    ClipFloorShift,
+    Concat,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    Input,
+    Layer,
+    Linear,
+    Scale,
+)
 
 
 @singledispatch
-def evaluate(layer: Layer, x: Tensor) -> Tensor:
-    """Output ``[B, ...]`` of `layer` for an input ``[B, ...]``."""
+def evaluate(layer: Layer, *inputs: Tensor) -> Tensor:
+    """Output ``[B, ...]`` of `layer` for its inputs ``[B, ...]``."""
     raise NotImplementedError(f"no rule to evaluate a {type(layer).__name__}")
 
 
@@ -26,6 +39,22 @@ def _(layer: Input, x: Tensor) -> Tensor:
 @evaluate.register
 def _(layer: Linear, x: Tensor) -> Tensor:
     return F.linear(x, tensor(layer.weight), tensor(layer.bias))
+
+
+@evaluate.register
+def _(layer: Conv1d, x: Tensor) -> Tensor:
+    weight, bias = tensor(layer.weight), tensor(layer.bias)
+    return F.conv1d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+@evaluate.register
+def _(layer: Add, x: Tensor, other: Tensor) -> Tensor:
+    return x + other
+
+
+@evaluate.register
+def _(layer: Concat, *parts: Tensor) -> Tensor:
+    return torch.cat(parts, dim=1)
 
 
 @evaluate.register

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.graph import Affine, AvgPool2d, Conv2d, IntegrateFire, Layer, LayerGraph, Linear, Scale
+from bridge.graph import Add, Affine, AvgPool2d, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.records import SpikeRecord
 from bridge.simulate.ops import evaluate, tensor
 
@@ -64,7 +64,7 @@ def _terms(layer: Layer) -> int:
 
 
 @_terms.register
-def _(layer: Linear | Conv2d) -> int:
+def _(layer: Affine) -> int:
     return int(np.prod(layer.weight.shape[1:])) + 1
 
 
@@ -74,5 +74,5 @@ def _(layer: AvgPool2d) -> int:
 
 
 @_terms.register
-def _(layer: Scale) -> int:
+def _(layer: Scale | Add) -> int:
     return 1
