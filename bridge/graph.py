@@ -204,6 +204,16 @@ class IntegrateFire(Layer):
         return shape
 
 
+def pointwise(name: str, source: str, matrix: Array, rank: int) -> Affine:
+    """The affine layer that mixes the channels of `source` by `matrix` ``[C_out, C_in]`` at every position.
+
+    `rank` is the number of dimensions of a signal: 1 for vectors, 2 for ``[C, N]``, 3 for ``[C, H, W]``.
+    """
+    kind: type[Affine] = {1: Linear, 2: Conv1d, 3: Conv2d}[rank]
+    weight = matrix.reshape(*matrix.shape, *[1] * (rank - 1))
+    return kind(name=name, inputs=(source,), weight=weight, bias=np.zeros(len(matrix)))
+
+
 def _window(
     layer: Layer, shape: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape
 ) -> tuple[int, ...]:

@@ -1,117 +1,248 @@
-"""Capture a torch model by following its data flow with torch.fx, QCFS and torch's own layers as leaves."""
+"""Capture a torch model by following its data flow with torch.fx, activations and torch's own layers as leaves."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.parameter import is_lazy
 
-from bridge.errors import BridgeError, ConversionError, InputError
-from bridge.graph import AvgPool2d, BatchNorm, ClipFloorShift, Conv2d, Flatten, Input, Layer, LayerGraph, Linear, Shape
+from bridge.capture import movement, torch_rules
+from bridge.capture.movement import Moved
+from bridge.errors import ConversionError, InputError
+from bridge.graph import Add, ClipFloorShift, Concat, Input, Layer, LayerGraph, Scale, Shape
 from bridge.qcfs import QCFS
 
 INPUT = "input"
-
-REMEDIES: dict[str, str] = {
-    "MaxPool1d": "use AvgPool2d: the maximum of spike trains is not the spike train of the maximum",
-    "MaxPool2d": "use AvgPool2d (and fine-tune): the maximum of spike trains is not the spike train of the maximum",
-    "max_pool2d": "use an AvgPool2d module (and fine-tune)",
-    "ReLU": "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune",
-    "ReLU6": "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune",
-    "relu": "use an nn.ReLU module, then bridge.replace_activations(model, levels=...), then fine-tune",
-    "GELU": "train with bridge.QCFS instead; only QCFS has an exact spiking twin",
-    "SiLU": "train with bridge.QCFS instead; only QCFS has an exact spiking twin",
-    "Sigmoid": "train with bridge.QCFS instead; only QCFS has an exact spiking twin",
-    "Tanh": "train with bridge.QCFS instead; only QCFS has an exact spiking twin",
-    "LeakyReLU": "train with bridge.QCFS instead; only QCFS has an exact spiking twin",
-    "LayerNorm": "use BatchNorm1d/2d: its statistics are constants at inference and fold into the weights",
-    "GroupNorm": "use BatchNorm2d: its statistics are constants at inference and fold into the weights",
-    "InstanceNorm2d": "use BatchNorm2d: its statistics are constants at inference and fold into the weights",
-    "Softmax": "leave it out: the largest output is the same without it",
-    "LogSoftmax": "leave it out: the largest output is the same without it",
-    "AdaptiveAvgPool2d": "use AvgPool2d with the kernel size that gives the same output",
-}
-SUPPORTED = "Conv2d, Linear, BatchNorm1d/2d, AvgPool2d, Flatten, Dropout, Identity and bridge.QCFS"
+REFUSED = "?"
+"""Stands for the output of a layer that cannot be converted, so that what follows can still be looked at."""
 
 
 def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
     """The layers of `model` as it runs at inference, with shapes for `example_input` ``[B, ...]``.
 
-    The model is read, not changed; the graph owns copies of its parameters.
+    The model is read, not changed; the graph owns copies of its parameters. A module that is called in several places
+    becomes a layer for each of them.
 
     Raises:
         ConversionError: an operation has no exact spiking form, a parameter is not finite, or a λ is not positive.
             The message lists every such layer by name, with what to use instead.
         InputError: `example_input` is not a float tensor that the model accepts.
     """
-    traced = _trace(model)
+    traced = trace(model)
     shapes = _shapes(model, traced, example_input)
-    layers: list[Layer] = [Input(name=INPUT, shape=tuple(example_input.shape[1:]))]
-    current: dict[fx.Node, str] = {}
-    problems: list[str] = []
-    taken = {INPUT, "output"}
+    walk = _Walk(traced, shapes)
     for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            if current:
-                problems.append(f"{node.name}: a second input; a network takes exactly one")
-            current[node] = INPUT
-        elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                problems.append("forward returns several values; return the one output tensor")
-        elif not _is_size(node):
-            source = _source(node)
-            current[node] = current[source] if source else INPUT
-            try:
-                layer = _layer(node, traced, current[node] if source else None, taken)
-            except ConversionError as error:
-                problems.append(str(error))
-                continue
-            if isinstance(layer, ClipFloorShift) and len(layer.threshold) == 1:
-                layer = replace(layer, threshold=np.repeat(layer.threshold, shapes[node][0]))
-            if layer is not None:
-                layers.append(layer)
-                current[node] = layer.name
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+        walk.visit(node)
+    if walk.problems:
+        listed = "\n".join(f"  - {problem}" for problem in walk.problems)
         raise ConversionError(f"{type(model).__name__} cannot be converted:\n{listed}")
-    if not any(isinstance(layer, ClipFloorShift) for layer in layers):
+    if not any(isinstance(layer, ClipFloorShift) for layer in walk.layers):
         raise ConversionError(
             f"{type(model).__name__} has no bridge.QCFS activation, so nothing in it would spike: "
             "call bridge.replace_activations(model, levels=...) and train it"
         )
-    return LayerGraph(tuple(layers))
+    graph = LayerGraph(tuple(walk.layers))
+    for node, name in walk.names.items():
+        if graph.shapes[name] != shapes[node][1:]:
+            raise ConversionError(f"{name}: captured as {graph.shapes[name]}, but the model makes {shapes[node][1:]}")
+    return graph
 
 
-def _layer(node: fx.Node, traced: fx.GraphModule, source: str | None, taken: set[str]) -> Layer | None:
-    """The layer that `node` is, or None if it does nothing at inference. Raises `ConversionError` naming it."""
-    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    title = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
-    where = f"{node.name if module is None else node.target} ({title})"
-    if isinstance(module, QCFS):
-        rule: Rule | None = _qcfs
-    else:
-        rule = FUNCTIONS.get(node.target) if module is None else MODULES.get(type(module))
-    if rule is None and (source is not None or title in REMEDIES):
-        raise ConversionError(f"{where}: {REMEDIES.get(title, f'not supported; supported are {SUPPORTED}')}")
-    if rule is None or source is None:
-        raise ConversionError(f"{where}: it joins or makes tensors; only sequences of layers are supported")
-    try:
-        return rule(_name(node, taken), (source,), node if module is None else module)
-    except BridgeError as error:
-        raise ConversionError(f"{where}: {error}") from error
+class _Walk:
+    """Turns one node of the trace after another into layers.
+
+    ``names`` tells whose output a node's value is, ``moved`` holds the values of nodes that only move data, or that
+    are sizes and other plain numbers.
+    """
+
+    def __init__(self, traced: fx.GraphModule, shapes: dict[fx.Node, Shape]) -> None:
+        self.traced = traced
+        self.shapes = shapes
+        self.layers: list[Layer] = []
+        self.names: dict[fx.Node, str] = {}
+        self.moved: dict[fx.Node, Any] = {}
+        self.sizes: dict[str, Shape] = {}  # by layer: its output, without batch
+        self.problems: list[str] = []
+        self.taken = {INPUT, "output"}
+
+    def visit(self, node: fx.Node) -> None:
+        """Add what `node` does, or the reason why it cannot be done."""
+        module = self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        title = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+        try:
+            if node.op == "placeholder":
+                self._input(node)
+            elif node.op == "output":
+                self._output(node)
+            elif node.op == "get_attr":
+                self.moved[node] = self._attribute(str(node.target))
+            else:
+                self._operation(node, module, title)
+        except ConversionError as error:
+            where = node.name if module is None else node.target
+            self.problems.append(f"{where} ({title}): {error}")
+            self.names[node] = REFUSED
+
+    def _input(self, node: fx.Node) -> None:
+        if self.layers:
+            raise ConversionError("a second input; a network takes exactly one")
+        self._append(node, [Input(name=INPUT, shape=self.shapes[node][1:])], INPUT)
+
+    def _output(self, node: fx.Node) -> None:
+        if not isinstance(node.args[0], fx.Node):
+            raise ConversionError("forward returns several values; return the one output tensor")
+        last = self._signal(node.args[0])
+        if last not in (REFUSED, self.layers[-1].name):
+            raise ConversionError(f"{last!r} is returned, but {self.layers[-1].name!r} comes after it")
+
+    def _operation(self, node: fx.Node, module: nn.Module | None, title: str) -> None:
+        target = node.target
+        if node.op == "call_function" and all(self._is_plain(source) for source in node.all_input_nodes):
+            self.moved[node] = node.target(*self._plain(node.args), **self._plain(node.kwargs))  # type: ignore[operator]
+        elif module is None and target in torch_rules.ADDITIONS:
+            self._add(node)
+        elif module is None and target in torch_rules.CONCATENATIONS:
+            self._concatenate(node)
+        elif self._moves(node, module):
+            self._move(node, module)
+        elif module is None and target in torch_rules.FUNCTIONS:
+            signature, rule = torch_rules.FUNCTIONS[target]
+            args, kwargs = self._plain(node.args[1:]), self._plain(node.kwargs)
+            self._apply(node, rule, torch_rules.bind(signature, (node.args[0], *args), kwargs))
+        elif module is not None and (activation := _activation(module)) is not None:
+            self._apply(node, torch_rules.qcfs, activation)
+        elif module is not None and type(module) in torch_rules.MODULES:
+            self._apply(node, torch_rules.MODULES[type(module)], module)
+        else:
+            unknown = f"not supported; supported are {torch_rules.SUPPORTED}"
+            raise ConversionError(torch_rules.REMEDIES.get(title, unknown))
+
+    def _apply(self, node: fx.Node, rule: torch_rules.Rule, options: Any) -> None:
+        """Add the layers that `rule` makes of a module or function with one input."""
+        (source_node, *_) = node.all_input_nodes
+        source = self._signal(source_node)
+        self._append(node, rule(self._name(node), source, options, self.shapes[source_node][1:]), source)
+
+    def _add(self, node: fx.Node) -> None:
+        terms = [term for term in (*node.args, *node.kwargs.values()) if isinstance(term, fx.Node)]
+        if len(node.args) != 2 or len(terms) != 2 or len(node.kwargs) > 0:
+            raise ConversionError("only the sum of two signals is supported; put constants into a bias")
+        one, other = (self._signal(term) for term in terms)
+        if self.shapes[terms[0]] != self.shapes[terms[1]]:
+            raise ConversionError(f"it adds shapes {self.shapes[terms[0]]} and {self.shapes[terms[1]]}")
+        name = self._name(node)
+        if one == other:  # NIR has no double edges
+            doubled = Scale(name=name, inputs=(one,), scale=np.full(self.shapes[node][1], 2.0))
+            self._append(node, [doubled], one)
+        else:
+            self._append(node, [Add(name=name, inputs=(one, other))], one)
+
+    def _concatenate(self, node: fx.Node) -> None:
+        tensors, dim = _arguments(node, "tensors", "dim", default=0)
+        rank = len(self.shapes[node])
+        if not isinstance(tensors, tuple | list) or dim % rank != 1:
+            raise ConversionError("only a concatenation along the channels, dim=1, is supported")
+        sources = tuple(self._signal(each) for each in tensors)
+        joined = [Concat(name=self._name(node), inputs=sources)] if len(sources) > 1 else []
+        self._append(node, joined, sources[0])
+
+    def _moves(self, node: fx.Node, module: nn.Module | None) -> bool:
+        if module is not None:
+            return isinstance(module, movement.MODULES)
+        return node.target in (movement.METHODS if node.op == "call_method" else movement.FUNCTIONS)
+
+    def _move(self, node: fx.Node, module: nn.Module | None) -> None:
+        if any(self.names.get(source) == REFUSED for source in node.all_input_nodes):
+            self.names[node] = REFUSED
+            return
+        if node.op == "call_method":
+            method = str(node.target)
+
+            def function(data: Any, *args: Any, **kwargs: Any) -> Any:
+                return getattr(data, method)(*args, **kwargs)
+        else:
+            function = module if module is not None else node.target  # type: ignore[assignment]
+        self.moved[node] = movement.move(function, self._data(node.args), self._data(node.kwargs))
+
+    def _signal(self, node: Any) -> str:
+        """Name of the layer whose output `node` is, made now if the data has only been moved since the last one."""
+        if not isinstance(node, fx.Node):
+            raise ConversionError(f"it takes {node!r} where a signal is expected")
+        if node not in self.names:
+            moved = self.moved[node]
+            if not isinstance(moved, Moved):
+                raise ConversionError("it takes a constant where a signal is expected")
+            try:
+                layer = movement.arrive(moved, self._name(node), self.sizes[moved.origin])
+            except ConversionError as error:
+                raise ConversionError(f"what {node.name} hands it: {error}") from error
+            self._append(node, [layer] if layer is not None else [], moved.origin)
+        return self.names[node]
+
+    def _append(self, node: fx.Node, new: Sequence[Layer], source: str) -> None:
+        """Note that the value of `node` is what the layers `new` make of that of `source`."""
+        self.layers += new
+        self.names[node] = new[-1].name if new else source
+        self.sizes.setdefault(self.names[node], self.shapes[node][1:])
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether `node` is a size, a parameter or another value that does not depend on the data."""
+        return node in self.moved and not isinstance(self.moved[node], Moved)
+
+    def _data(self, value: Any) -> Any:
+        """`value` with nodes replaced by what they hold: moved data, numbers, or a layer's output not moved yet."""
+
+        def look_up(node: fx.Node) -> Any:
+            if node in self.moved:
+                return self.moved[node]
+            batch, *shape = self.shapes[node]
+            return movement.indices(self.names[node], batch, tuple(shape))
+
+        return fx.node.map_arg(value, look_up)
+
+    def _plain(self, value: Any) -> Any:
+        """`value` with nodes replaced by the parameters and numbers that they hold."""
+
+        def look_up(node: fx.Node) -> Any:
+            if not self._is_plain(node):
+                raise ConversionError("an option depends on the data")
+            return self.moved[node]
+
+        return fx.node.map_arg(value, look_up)
+
+    def _attribute(self, path: str) -> Any:
+        owner, _, name = path.rpartition(".")
+        return getattr(self.traced.get_submodule(owner), name)
+
+    def _name(self, node: fx.Node) -> str:
+        """A name for the layer: the module's path with dots as underscores, unique, a Python identifier."""
+        base = node.name if not node.name.startswith("_") else f"layer{node.name}"
+        name, count = base, 1
+        while name in self.taken:
+            name, count = f"{base}_{count}", count + 1
+        self.taken.add(name)
+        return name
+
+
+def _arguments(node: fx.Node, *names: str, default: Any) -> list[Any]:
+    """The first arguments of a call, given by position or by name."""
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(name, given.get("axis", default) if name == "dim" else default) for name in names]
+
+
+def _activation(module: nn.Module) -> QCFS | None:
+    """The QCFS that `module` is, ours or somebody else's."""
+    return module if isinstance(module, QCFS) else None
 
 
 def _shapes(model: nn.Module, traced: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Shape]:
-    """The shape of every tensor in `traced`, without batch. Runs it once, as it stands at inference.
+    """The shape of every tensor in `traced`, batch included. Runs it once, as it stands at inference.
 
     Raises `InputError` for an `example_input` that the model does not accept.
     """
@@ -131,7 +262,7 @@ def _shapes(model: nn.Module, traced: fx.GraphModule, example_input: Tensor) -> 
     except Exception as error:
         raise InputError(f"example_input: the model does not accept {came}: {error}") from error
     metas = {node: node.meta.get("tensor_meta") for node in traced.graph.nodes}
-    return {node: tuple(meta.shape[1:]) for node, meta in metas.items() if hasattr(meta, "shape")}
+    return {node: tuple(meta.shape) for node, meta in metas.items() if hasattr(meta, "shape")}
 
 
 @contextmanager
@@ -148,11 +279,12 @@ def at_inference(model: nn.Module) -> Iterator[None]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, QCFS) or super().is_leaf_module(m, module_qualified_name)
+        return _activation(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace(model: nn.Module) -> fx.GraphModule:
-    root = nn.Sequential(model) if type(model) in MODULES or isinstance(model, QCFS) else model
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The operations of `model` as it stands at inference. Raises `ConversionError` if they depend on the data."""
+    root = nn.Sequential(model) if type(model) in torch_rules.MODULES or _activation(model) else model
     tracer = _Tracer()
     try:
         with at_inference(model):
@@ -165,162 +297,3 @@ def _trace(model: nn.Module) -> fx.GraphModule:
     traced = fx.GraphModule(tracer.root, graph)
     traced.graph.eliminate_dead_code()
     return traced
-
-
-def _source(node: fx.Node) -> fx.Node | None:
-    """The one node that `node` reads its tensor from; batch sizes taken from it with ``x.size(0)`` do not count."""
-    sources = [source for source in node.all_input_nodes if not _is_size(source)]
-    return sources[0] if len(sources) == 1 else None
-
-
-def _is_size(node: fx.Node) -> bool:
-    if node.op == "call_method" and node.target == "size":
-        return True
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1:] == ("shape",)
-    return node.op == "call_function" and node.target is operator.getitem and _is_size(node.all_input_nodes[0])
-
-
-def _name(node: fx.Node, taken: set[str]) -> str:
-    """A name for the layer: the module's path with dots as underscores, unique, a Python identifier."""
-    base = node.name if not node.name.startswith("_") else f"layer{node.name}"
-    name, count = base, 1
-    while name in taken:
-        name, count = f"{base}_{count}", count + 1
-    taken.add(name)
-    return name
-
-
-def _array(value: Tensor | None, path: str, size: int = 0) -> np.ndarray:
-    """A float64 copy of a parameter; zeros of `size` for one that is absent."""
-    if value is None:
-        return np.zeros(size)
-    array = np.array(value.detach().to(device="cpu", dtype=torch.float64).numpy())
-    if not np.isfinite(array).all():
-        raise ConversionError(f"its {path} holds {int((~np.isfinite(array)).sum())} values that are NaN or infinite")
-    return array
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-Inputs = tuple[str, ...]
-Rule = Callable[[str, Inputs, Any], Layer | None]
-
-
-def _conv(name: str, inputs: Inputs, module: nn.Conv2d) -> Layer:
-    if module.padding_mode != "zeros" and module.padding not in (0, (0, 0), "valid"):
-        raise ConversionError(f"padding_mode {module.padding_mode!r} is not supported; use 'zeros'")
-    kernel, dilation = _pair(module.kernel_size), _pair(module.dilation)
-    if module.padding == "same":
-        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        if any(r % 2 for r in reach):
-            raise ConversionError(
-                f"padding='same' with kernel {kernel} is lopsided; use an odd kernel or explicit padding"
-            )
-        padding = (reach[0] // 2, reach[1] // 2)
-    else:
-        padding = (0, 0) if isinstance(module.padding, str) else _pair(module.padding)
-    return Conv2d(
-        name=name,
-        inputs=inputs,
-        weight=_array(module.weight, "weight"),
-        bias=_array(module.bias, "bias", module.out_channels),
-        stride=_pair(module.stride),
-        padding=padding,
-        dilation=dilation,
-        groups=module.groups,
-    )
-
-
-def _linear(name: str, inputs: Inputs, module: nn.Linear) -> Layer:
-    weight = _array(module.weight, "weight")
-    return Linear(name=name, inputs=inputs, weight=weight, bias=_array(module.bias, "bias", module.out_features))
-
-
-def _batch_norm(name: str, inputs: Inputs, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Layer:
-    if module.running_mean is None or module.running_var is None:
-        raise ConversionError("it keeps no running statistics; train with track_running_stats=True")
-    mean, variance = _array(module.running_mean, "running_mean"), _array(module.running_var, "running_var")
-    gain = np.ones(module.num_features) if module.weight is None else _array(module.weight, "weight")
-    shift = _array(module.bias, "bias", module.num_features)
-    scale = gain / np.sqrt(variance + module.eps)
-    return BatchNorm(name=name, inputs=inputs, scale=scale, shift=shift - scale * mean)
-
-
-def _avg_pool(name: str, inputs: Inputs, module: nn.AvgPool2d) -> Layer:
-    padding = _pair(module.padding)
-    if module.ceil_mode or module.divisor_override is not None or (any(padding) and not module.count_include_pad):
-        raise ConversionError(
-            "NIR's AvgPool2d has no ceil_mode, divisor_override or count_include_pad=False; use their defaults"
-        )
-    return AvgPool2d(
-        name=name, inputs=inputs, kernel=_pair(module.kernel_size), stride=_pair(module.stride), padding=padding
-    )
-
-
-def _flatten(name: str, inputs: Inputs, module: nn.Flatten) -> Layer:
-    if module.start_dim != 1 or module.end_dim != -1:
-        raise ConversionError(
-            f"flatten from dimension {module.start_dim} to {module.end_dim}; only 1 to -1 is supported"
-        )
-    return Flatten(name=name, inputs=inputs)
-
-
-def _flatten_call(name: str, inputs: Inputs, node: fx.Node) -> Layer:
-    bounds = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))}
-    bounds |= node.kwargs
-    if bounds["start_dim"] != 1 or bounds["end_dim"] != -1:
-        raise ConversionError("only flatten(x, 1), which keeps the batch, is supported")
-    return Flatten(name=name, inputs=inputs)
-
-
-def _reshape_call(name: str, inputs: Inputs, node: fx.Node) -> Layer:
-    sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
-        raise ConversionError(
-            "only a reshape that flattens, x.view(x.size(0), -1), is supported; use torch.flatten(x, 1)"
-        )
-    return Flatten(name=name, inputs=inputs)
-
-
-def _qcfs(name: str, inputs: Inputs, module: QCFS) -> Layer:
-    if is_lazy(module.threshold):
-        raise ConversionError("λ per channel has no channels yet; run the model once on an input")
-    values = _array(module.threshold, "threshold").reshape(-1)
-    if not (values > 0).all():
-        raise ConversionError(f"every threshold λ must be positive, got {values.min():g}; retrain or set it")
-    return ClipFloorShift(name=name, inputs=inputs, levels=module.levels, threshold=values)
-
-
-def _dropout_call(name: str, inputs: Inputs, node: fx.Node) -> None:
-    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    if training:
-        raise ConversionError("it drops at inference too; pass training=self.training")
-
-
-def _nothing(name: str, inputs: Inputs, module: Any) -> None:
-    """Layers that do nothing at inference."""
-
-
-MODULES: dict[type[nn.Module], Rule] = {
-    nn.Conv2d: _conv,
-    nn.Linear: _linear,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.AvgPool2d: _avg_pool,
-    nn.Flatten: _flatten,
-    nn.Dropout: _nothing,
-    nn.Dropout1d: _nothing,
-    nn.Dropout2d: _nothing,
-    nn.Identity: _nothing,
-}
-FUNCTIONS: dict[Any, Rule] = {
-    torch.flatten: _flatten_call,
-    "flatten": _flatten_call,
-    "view": _reshape_call,
-    "reshape": _reshape_call,
-    "contiguous": _nothing,
-    F.dropout: _dropout_call,
-}

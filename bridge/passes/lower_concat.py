@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bridge.graph import Add, Affine, Concat, Conv1d, Conv2d, Layer, LayerGraph, Linear, Shape
+from bridge.graph import Add, Concat, Layer, LayerGraph, pointwise
 
 
 def lower_concat(graph: LayerGraph) -> LayerGraph:
@@ -25,7 +25,7 @@ def lower_concat(graph: LayerGraph) -> LayerGraph:
             rows = np.zeros((total, channels))
             rows[start : start + channels] = np.eye(channels)
             start += channels
-            new.append(select(f"{layer.name}_part{number}", source, rows, shape))
+            new.append(pointwise(f"{layer.name}_part{number}", source, rows, len(shape)))
         joined = new[0].name
         for number, part in enumerate(list(new[1:]), start=2):
             name = layer.name if number == len(layer.inputs) else f"{layer.name}_sum{number}"
@@ -33,16 +33,3 @@ def lower_concat(graph: LayerGraph) -> LayerGraph:
             joined = name
         changes[layer.name] = new
     return graph.rewrite(changes)
-
-
-def select(name: str, source: str, rows: np.ndarray, shape: Shape) -> Affine:
-    """The layer that gives output channel o the sum of its input's channels i where ``rows[o, i]`` is 1.
-
-    `shape` is the output's (or input's) and tells a vector from a signal from a feature map.
-    """
-    bias = np.zeros(len(rows))
-    if len(shape) == 3:
-        return Conv2d(name=name, inputs=(source,), weight=rows[:, :, None, None], bias=bias)
-    if len(shape) == 2:
-        return Conv1d(name=name, inputs=(source,), weight=rows[:, :, None], bias=bias)
-    return Linear(name=name, inputs=(source,), weight=rows, bias=bias)
