@@ -2,8 +2,9 @@
 
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
 from bridge.network import SpikingNetwork, convert, load
-from bridge.qcfs import QCFS, replace_activations
+from bridge.qcfs import QCFS
 from bridge.records import SpikeRecord
+from bridge.replace import replace_activations
 from bridge.validate import Agreement
 
 __all__ = [

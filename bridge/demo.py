@@ -14,7 +14,8 @@ from bridge import registry
 from bridge.errors import BridgeError
 from bridge.network import SpikingNetwork, convert
 from bridge.progress import progress
-from bridge.qcfs import QCFS, replace_activations
+from bridge.qcfs import QCFS
+from bridge.replace import replace_activations
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
 

@@ -1,4 +1,4 @@
-"""QCFS, the activation whose spiking twin is an integrate-and-fire neuron, and how to put it into a model."""
+"""QCFS, the activation whose spiking twin is an integrate-and-fire neuron."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from bridge.errors import ConversionError
-
 SMALLEST_THRESHOLD = 1e-6
 """λ is held at or above this in the forward pass, whatever the optimiser does to the parameter."""
-
-REPLACEABLE = (nn.ReLU, nn.ReLU6)
 
 
 class QCFS(LazyModuleMixin, nn.Module):
@@ -79,36 +75,3 @@ class QCFS(LazyModuleMixin, nn.Module):
             low, high = float(values.min()), float(values.max())
             shown = f"{low:.4g}…{high:.4g} per channel" if self.per_channel else f"{low:.4g}"
         return f"levels={self.levels}, threshold={shown}"
-
-
-def replace_activations(model: nn.Module, levels: int, threshold: float = 2.0, per_channel: bool = False) -> nn.Module:
-    """Put a `QCFS` of its own where each ``ReLU`` or ``ReLU6`` module was. Changes `model` in place and returns it.
-
-    Use the returned model, and rebuild the optimiser: λ are new parameters. A ReLU module that the model calls in
-    several places stays one shared module, so those places share one λ.
-
-    Args:
-        model: any module; a bare ``nn.ReLU`` comes back as a `QCFS`.
-        levels: L of every activation.
-        threshold: λ at the start. Small ones (2) train better at low latency than the 8 of the authors' code.
-        per_channel: one λ per channel.
-
-    Raises:
-        ConversionError: the model has no ReLU module (``F.relu`` in a ``forward`` cannot be replaced: use a module).
-    """
-    if isinstance(model, REPLACEABLE):
-        return QCFS(levels, threshold, per_channel).train(model.training)
-    everywhere = list(model.named_modules(remove_duplicate=False))
-    found = [(path, module) for path, module in everywhere if isinstance(module, REPLACEABLE)]
-    if not found:
-        raise ConversionError(
-            f"replace_activations: {type(model).__name__} has no nn.ReLU or nn.ReLU6 module to replace. "
-            "If its forward calls F.relu, give it an nn.ReLU module instead."
-        )
-    device = next((parameter.device for parameter in model.parameters()), None)
-    made: dict[nn.Module, QCFS] = {}
-    for path, module in found:
-        new = made.setdefault(module, QCFS(levels, threshold, per_channel).to(device).train(module.training))
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, new)
-    return model

@@ -213,12 +213,22 @@ def test_forwards_that_are_no_fixed_graph_are_refused():
         def forward(self, x):
             return self.act(self.fc(x)), x
 
-    for kind, says in [
-        (Branching, "joins"),
-        (Dependent, "torch.fx"),
-        (TwoInputs, "second input"),
-        (TwoOutputs, "several values"),
-    ]:
+    class Product(Dependent):
+        def forward(self, x):
+            return self.act(self.fc(x)) * x
+
+    class Shifted(Dependent):
+        def forward(self, x):
+            return self.act(self.fc(x)) + 1.0
+
+    expected = {
+        Dependent: "torch.fx",
+        TwoInputs: "second input",
+        TwoOutputs: "several values",
+        Product: "product of two signals",
+        Shifted: "sum of two signals",
+    }
+    for kind, says in expected.items():
         with pytest.raises(ConversionError, match=says):
             bridge.convert(kind(), torch.zeros(2, 3))
 

@@ -130,7 +130,7 @@ def test_replace_activations_shared_under_two_names():
 
 
 def test_replace_activations_without_any():
-    with pytest.raises(ConversionError, match=r"no nn\.ReLU"):
+    with pytest.raises(ConversionError, match="no ReLU"):
         replace_activations(nn.Sequential(nn.Linear(2, 2)), levels=4)
 
 
