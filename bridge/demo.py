@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bridge import registry
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, InputError
 from bridge.network import SpikingNetwork, convert
 from bridge.progress import progress
 from bridge.qcfs import QCFS
@@ -86,9 +86,14 @@ def run(out: Path, console: Console) -> bool:
 
     Raises:
         BackendError: a backend is not usable; before anything is trained.
+        InputError: `out` cannot be written; likewise.
     """
     for name in BACKENDS:
         registry.usable(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: results cannot be written there: {error.strerror}") from error
     x, y, x_test, y_test = load_digits()
     model = train_digits(x, y)
     thresholds = [round(module.threshold.item(), 3) for module in model if isinstance(module, QCFS)]

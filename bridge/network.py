@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridge import nir_graph, registry
 from bridge.capture.torch_model import capture
-from bridge.errors import ConversionError, GraphError, InputError
+from bridge.errors import BackendError, ConversionError, GraphError, InputError
 from bridge.files import replacing
 from bridge.graph import LayerGraph
 from bridge.passes import fold_batch_norm, fold_thresholds, lower_concat, to_float32
@@ -68,8 +68,7 @@ class SpikingNetwork:
         Raises:
             InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1.
         """
-        x = self._images(x)
-        _check_steps(steps)
+        x, steps = self._images(x), _whole(steps, "steps")
         return SpikeRecord.concatenate(
             [simulate(self.graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)]
         )
@@ -100,16 +99,14 @@ class SpikingNetwork:
             BackendError: a backend is unknown or not usable (the message says what to install), or it failed.
             ValidationError: a backend's record does not fit the network.
         """
-        x = self._images(x)
-        _check_steps(steps)
+        x, steps = self._images(x), _whole(steps, "steps")
         truth = _labels(labels, len(x))
-        if backends is None:
-            backends = [name for name in registry.names() if registry.get(name).available().usable]
-        unknown = set(images or {}) - set(backends)
-        if unknown:
-            raise InputError(f"images: {sorted(unknown)} are not among the backends {list(backends)}")
+        backends = _backends(backends)
+        limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
+        if not limits.keys() <= set(backends):
+            raise InputError(f"images: {sorted(limits.keys() - set(backends))} are not among the backends {backends}")
         graph = self.to_nir()
-        runners = {name: self._runner(name, graph, steps, (images or {}).get(name)) for name in backends}
+        runners = {name: self._runner(name, graph, steps, limits.get(name)) for name in backends}
         starts = range(0, len(x), BATCH)
 
         def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
@@ -135,9 +132,11 @@ class SpikingNetwork:
         if not isinstance(x, Tensor | np.ndarray):
             raise InputError(f"x: expected a torch tensor or numpy array of images, got {type(x).__name__}")
         if isinstance(x, np.ndarray):
-            if not np.issubdtype(x.dtype, np.number):
-                raise InputError(f"x: expected an array of numbers, got {x.dtype}")
+            if x.dtype.kind not in "biuf":
+                raise InputError(f"x: expected an array of real numbers, got {x.dtype}")
             x = tensor(x)
+        elif x.is_complex():
+            raise InputError(f"x: expected real numbers, got {x.dtype}")
         x = x.detach().to(device="cpu", dtype=torch.float32).contiguous()
         wanted = self.graph.shapes[self.graph.input.name]
         if tuple(x.shape[1:]) != wanted or len(x) == 0:
@@ -177,9 +176,23 @@ def load(path: str | Path) -> SpikingNetwork:
     return SpikingNetwork(graph)
 
 
-def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps: expected a whole number of time steps of at least 1, got {steps!r}")
+def _backends(names: Sequence[str] | None) -> list[str]:
+    """The backends asked for, or all that are usable. Raises `BackendError` if by default there is none."""
+    if isinstance(names, str):
+        return [names]
+    if names is not None:
+        return list(names)
+    found = {name: registry.get(name).available() for name in registry.names()}
+    if not any(availability.usable for availability in found.values()):
+        ways = "; ".join(f"{name}: {availability.install}" for name, availability in found.items())
+        raise BackendError(f"no backend is usable here. To get one: {ways}")
+    return [name for name, availability in found.items() if availability.usable]
+
+
+def _whole(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{what}: expected a whole number of at least 1, got {value!r}")
+    return int(value)
 
 
 def _labels(labels: Tensor | NDArray[Any] | Sequence[int] | None, count: int) -> NDArray[np.integer] | None:

@@ -13,6 +13,7 @@ Time is discrete with dt = 1. What a reader needs is in this structure; the grap
 from __future__ import annotations
 
 import graphlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
@@ -90,6 +91,8 @@ def read(path: str | Path) -> LayerGraph:
     Raises:
         GraphError: the file is missing, is no NIR file, or holds a graph that `from_nir` refuses.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise GraphError(f"expected the path of a NIR file, got {path!r}")
     path = Path(path)
     if not path.is_file():
         raise GraphError(f"{path}: no such file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -36,14 +37,17 @@ class QCFS(LazyModuleMixin, nn.Module):
 
     def __init__(self, levels: int, threshold: float | Tensor = 2.0, per_channel: bool = False) -> None:
         super().__init__()
-        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
+        if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 1:
             raise ValueError(f"QCFS: levels must be a whole number of at least 1, got {levels!r}")
-        initial = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
+        try:
+            initial = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"QCFS: threshold λ must be a number or a 1-d tensor, got {threshold!r}") from error
         if initial.dim() > 1 or initial.numel() == 0 or not bool(((initial > 0) & initial.isfinite()).all()):
             raise ValueError(
                 f"QCFS: threshold λ must be positive and finite, one number or one a channel; got {threshold!r}"
             )
-        self.levels = levels
+        self.levels = int(levels)
         self.per_channel = per_channel or initial.dim() == 1
         if self.per_channel and initial.dim() == 0:
             self._initial = float(initial)
@@ -55,7 +59,7 @@ class QCFS(LazyModuleMixin, nn.Module):
         """Give λ its channels from the first input; called by torch."""
         if is_lazy(self.threshold):
             with torch.no_grad():
-                self.threshold.materialize((z.shape[1],), device=z.device)
+                self.threshold.materialize((z.shape[1],), device=z.device, dtype=z.dtype)
                 self.threshold.fill_(self._initial)
 
     def forward(self, z: Tensor) -> Tensor:

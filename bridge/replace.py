@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from bridge.capture.torch_model import trace
 from bridge.errors import ConversionError
@@ -55,6 +56,8 @@ def replace_activations(
         if max_pool != "avg":
             raise ConversionError(f'max_pool: expected "avg" or None, got {max_pool!r}')
         makers.append(((nn.MaxPool2d,), MAX_POOL_CALLS, _average))
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"replace_activations: expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, RELU_MODULES):
         return activation(model).train(model.training)
     made = 0
@@ -63,7 +66,8 @@ def replace_activations(
         model, rewritten = _replace_calls(model, calls, make)
         made += replaced + rewritten if make is activation else 0
     if not made:
-        raise ConversionError(f"replace_activations: {type(model).__name__} has no ReLU or ReLU6 to replace")
+        has = "has QCFS already" if any(isinstance(m, QCFS) for m in model.modules()) else "has no ReLU or ReLU6"
+        raise ConversionError(f"replace_activations: {type(model).__name__} {has}, so there is nothing to replace")
     return model
 
 
@@ -77,11 +81,11 @@ def _average(pool: Any) -> nn.Module:
 def _replace_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], make: Maker) -> int:
     """Replace every module of these `kinds` inside `model`, in place; one used under several names stays one."""
     everywhere = list(model.named_modules(remove_duplicate=False))
-    device = next((parameter.device for parameter in model.parameters()), None)
+    like = _device_and_dtype(model)
     made: dict[nn.Module, nn.Module] = {}
     for path, module in everywhere:
         if isinstance(module, kinds):
-            new = made.setdefault(module, make(module).to(device).train(module.training))
+            new = made.setdefault(module, make(module).to(**like).train(module.training))
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, new)
     return len(made)
@@ -90,23 +94,30 @@ def _replace_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], make:
 def _replace_calls(model: nn.Module, calls: set[Any], make: Maker) -> tuple[nn.Module, int]:
     """The model with a module in the place of every call of these functions, and how many there were."""
     try:
-        traced = trace(model)
+        root, graph = trace(model)
     except ConversionError:
         return model, 0  # it cannot be converted either; that will be said in its own time
-    found = [node for node in traced.graph.nodes if node.op != "call_module" and node.target in calls]
-    device = next((parameter.device for parameter in model.parameters()), None)
+    found = [node for node in graph.nodes if node.op != "call_module" and node.target in calls]
+    if not found:
+        return model, 0
+    traced = fx.GraphModule(root, graph)
+    like = _device_and_dtype(model)
     for node in found:
         options = _of_max_pool(*node.args[1:], **node.kwargs) if node.target in MAX_POOL_CALLS else None
         name = f"{node.name}_replaced"
-        traced.add_submodule(name, make(options).to(device))
+        traced.add_submodule(name, make(options).to(**like))
         with traced.graph.inserting_before(node):
             new = traced.graph.call_module(name, (node.all_input_nodes[0],))
         node.replace_all_uses_with(new)
         traced.graph.erase_node(node)
-    if not found:
-        return model, 0
     traced.recompile()
     return traced.train(model.training), len(found)
+
+
+def _device_and_dtype(model: nn.Module) -> dict[str, Any]:
+    """Where the parameters of `model` are, and their type: arguments for `torch.nn.Module.to`."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point() and not is_lazy(p)), None)
+    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
 
 
 def _of_max_pool(

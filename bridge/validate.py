@@ -20,7 +20,6 @@ from bridge.files import replacing
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.records import SpikeRecord
 from bridge.simulate import activations, simulate
-from bridge.simulate.rounding import membrane_bounds
 
 Runner = Callable[[Tensor, bool], SpikeRecord]
 """Runs one batch ``[B, *input]``; the flag asks for membranes as well."""
@@ -28,16 +27,18 @@ Runner = Callable[[Tensor, bool], SpikeRecord]
 PerStep = NDArray[np.float64]
 LISTED = 1000
 """How many divergences a backend's list holds; further ones are only counted."""
+SLACK = 32.0
+"""A backend may round this many times worse than the reference does; other orders of summation stay far below it."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A neuron that, having heard the same spikes as in the reference, fired differently, and where it first did.
+    """A spike that is wrong by itself: given what the neuron heard, and fired before, the reference decides otherwise.
 
-    Membranes are the potentials u after integration, before reset, which fire at ``level``. It is a *tie* if both lie
-    within ``rounding`` of the level, no further than adding float32 terms in another order can move them, and on
-    different sides of it, so that each fired as its own potential says. (Equal potentials that fire differently are
-    compared differently: a mistake, however close they are to the level.)
+    Membranes are the potentials u after integration, before reset, which fire at ``level``; ``exact_membrane`` is the
+    same in float64. ``rounding`` is how far float32 can err here: `SLACK` times the reference's own largest error in
+    this layer. It is a *tie* if the backend's potential lies that close to the exact one and fired as it says: then
+    the two potentials lie on different sides of the level for no other reason than rounding.
     """
 
     layer: str
@@ -46,6 +47,7 @@ class Divergence:
     neuron: tuple[int, ...]
     reference_membrane: float
     backend_membrane: float | None
+    exact_membrane: float
     level: float
     rounding: float
     tie: bool
@@ -58,8 +60,10 @@ class BackendAgreement:
     ``differing``: spikes that differ from the reference, by layer. ``rate_error`` and ``rate_error_max``: mean and
     largest ``|φ(t) − a/λ|`` over a layer's neurons and all images (None without an ANN). ``top1_reference`` and
     ``top1_ann``: share of images whose largest output is the reference's, the ANN's. ``accuracy``: against the labels.
-    ``divergences`` holds the first wrong spike of each neuron that erred by itself (at most `LISTED`), ``ties`` how
-    many of all of them are ties, ``unexplained`` how many are not.
+    ``divergences`` lists the spikes that are wrong by themselves (at most `LISTED`), ``ties`` says how many of them
+    all are ties, ``unexplained`` how many are not. ``readout_error`` is the largest difference between the readout
+    and what the reference makes of the same spikes, ``readouts_wrong`` the number of readouts (images × steps) that
+    differ by more than rounding.
     """
 
     images: int
@@ -73,6 +77,8 @@ class BackendAgreement:
     divergences: list[Divergence] = field(default_factory=list)
     ties: int = 0
     unexplained: int = 0
+    readout_error: float = 0.0
+    readouts_wrong: int = 0
 
     @property
     def total_differing(self) -> int:
@@ -80,8 +86,8 @@ class BackendAgreement:
 
     @property
     def agreed(self) -> bool:
-        """Every spike is the reference's, but for those that follow from a tie."""
-        return self.unexplained == 0
+        """Every spike is the reference's, but for those that follow from a tie, and so is every readout."""
+        return self.images > 0 and self.unexplained == 0 and self.readouts_wrong == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +106,8 @@ class Agreement:
 
     @property
     def agreed(self) -> bool:
-        """Whether every backend agreed."""
-        return all(backend.agreed for backend in self.backends.values())
+        """Whether there is a backend and every one agreed."""
+        return bool(self.backends) and all(backend.agreed for backend in self.backends.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, as `save` writes them."""
@@ -164,6 +170,8 @@ def validate(
             tallies[name].add(got, expected, part, _head(ann_top1, take), _head(labels, take))
             if not same_spikes(got, expected):
                 tallies[name].explain(divergences(graph, images, got, run(images, True)), done)
+            if not np.array_equal(got.readout, expected.readout):
+                tallies[name].judge_readout(graph, images, got)
     if not reference.images:
         raise ValidationError("there is no image to validate on")
     return Agreement(
@@ -177,41 +185,42 @@ def validate(
 
 def same_spikes(one: SpikeRecord, other: SpikeRecord) -> bool:
     """Whether two records hold the same spikes, whatever their readouts."""
-    return all(np.array_equal(one.packed[name], other.packed[name]) for name in one.packed)
+    return all(np.array_equal(one.spikes(name), other.spikes(name)) for name in one.packed)
 
 
 def divergences(graph: LayerGraph, x: Tensor, record: SpikeRecord, probed: SpikeRecord) -> list[Divergence]:
-    """The spikes of `record` that its layers got wrong by themselves: the first of each neuron.
+    """The spikes of `record` that are wrong by themselves.
 
-    Each layer is replayed by the reference on what it heard in `record`, so a layer that only passes on an earlier
-    layer's difference has none. `probed` is the same run with membranes; where it did not repeat its spikes, the
+    Each layer is replayed by the reference on what `record` says it heard and fired, so a layer that only passes on an
+    earlier difference has none. `probed` is the same run with membranes; where it did not repeat its spikes, the
     membrane is unknown (None) and the divergence counts as no tie.
     """
     expected = simulate(graph, x, record.steps, membranes=True, heard=record)
-    bounds = membrane_bounds(graph, x, record)
+    exact = simulate(graph, x.double(), record.steps, membranes=True, heard=record)
     found = []
     for name in graph.spiking:
         layer = graph[name]
         assert isinstance(layer, IntegrateFire)
         got, again = record.spikes(name), probed.spikes(name)
-        wrong = got != expected.spikes(name)
-        first = wrong & (np.cumsum(wrong, axis=0) == 1)
-        for index in map(tuple, np.argwhere(first)):
+        if name not in probed.membranes or probed.membranes[name].shape != got.shape:
+            raise ValidationError(f"{record.backend}: asked for membranes, it gave none that fit layer {name!r}")
+        rounding = SLACK * float(np.abs(expected.membranes[name] - exact.membranes[name]).max())
+        for index in map(tuple, np.argwhere(got != expected.spikes(name))):
             repeated = bool((got[:, *index[1:]] == again[:, *index[1:]]).all())
-            reference, backend = float(expected.membranes[name][index]), float(probed.membranes[name][index])
-            level, rounding = float(layer.level[index[2]]), float(bounds[name][index])
-            near = max(abs(reference - level), abs(backend - level)) <= rounding
+            backend, truth = float(probed.membranes[name][index]), float(exact.membranes[name][index])
+            level = float(layer.level[index[2]])
             found.append(
                 Divergence(
                     layer=name,
                     step=int(index[0]) + 1,
                     image=int(index[1]),
                     neuron=tuple(int(i) for i in index[2:]),
-                    reference_membrane=reference,
+                    reference_membrane=float(expected.membranes[name][index]),
                     backend_membrane=backend if repeated else None,
+                    exact_membrane=truth,
                     level=level,
                     rounding=rounding,
-                    tie=repeated and near and (backend >= level) == bool(got[index]),
+                    tie=repeated and abs(backend - truth) <= rounding and (backend >= level) == bool(got[index]),
                 )
             )
     return found
@@ -230,7 +239,8 @@ class _Tally:
         self.error_max: dict[str, PerStep] = {}
         self.agree: dict[str, NDArray[np.int64]] = {}
         self.divergences: list[Divergence] = []
-        self.ties = self.unexplained = 0
+        self.ties = self.unexplained = self.readouts_wrong = 0
+        self.readout_error = 0.0
 
     def add(
         self,
@@ -263,6 +273,15 @@ class _Tally:
         room = LISTED - len(self.divergences)
         self.divergences += [Divergence(**{**asdict(d), "image": d.image + offset}) for d in found[:room]]
 
+    def judge_readout(self, graph: LayerGraph, x: Tensor, record: SpikeRecord) -> None:
+        """Hold the readout of a batch against what the reference makes of the same spikes."""
+        expected = simulate(graph, x, self.steps, heard=record).readout
+        exact = simulate(graph, x.double(), self.steps, heard=record).readout
+        error = np.abs(record.readout - expected).reshape(*record.readout.shape[:2], -1).max(axis=-1)
+        own_error = max(float(np.abs(expected - exact).max()), float(np.abs(exact).max()) * 2.0**-24)
+        self.readout_error = max(self.readout_error, float(error.max()))
+        self.readouts_wrong += int((error > SLACK * own_error).sum())
+
     def result(self) -> BackendAgreement:
         share = {key: (count / self.images).tolist() for key, count in self.agree.items()}
         mean = {
@@ -281,6 +300,8 @@ class _Tally:
             divergences=self.divergences,
             ties=self.ties,
             unexplained=self.unexplained,
+            readout_error=self.readout_error,
+            readouts_wrong=self.readouts_wrong,
         )
 
     def _check(self, record: SpikeRecord, expected: SpikeRecord) -> None:
@@ -290,6 +311,12 @@ class _Tally:
                 f"{record.backend}: layers {dict(record.shapes)} are not the network's {self.shapes}; "
                 "was another network exported?"
             )
+        for name, bits in record.packed.items():
+            if bits.shape != expected.packed[name].shape:
+                raise ValidationError(
+                    f"{record.backend}: layer {name!r} has packed spikes [T, B, bytes] of shape {bits.shape}, "
+                    f"expected {expected.packed[name].shape}"
+                )
         if record.readout.shape != expected.readout.shape:
             raise ValidationError(
                 f"{record.backend}: a readout [T, B, ...] of shape {record.readout.shape}, "

@@ -31,22 +31,28 @@ class SpikingJelly:
     def available(self) -> Availability:
         # On its import, torch would tell every user without a GPU that Triton is missing, which nothing here needs.
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-        return probe({"spikingjelly.activation_based": "spikingjelly"}, 'pip install "qcfs-bridge[spikingjelly]"')
+        return probe({"spikingjelly.activation_based": "spikingjelly"}, 'pip install "spikingjelly>=2.0.0"')
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from spikingjelly.activation_based import layer
 
         return build(from_nir(graph), layer, _neuron, "SpikingJellyNetwork")
 
-    def run(self, native: nn.Module, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
-        from spikingjelly.activation_based import functional, neuron
+    def run(
+        self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
+    ) -> SpikeRecord:
+        from spikingjelly.activation_based import base, functional, neuron
 
         neurons = {name: m for name, m in native.named_modules() if isinstance(m, neuron.ActivationAwareIFNode)}
+        modes = {m: m.step_mode for m in native.modules() if isinstance(m, base.StepModule)}
+        functional.set_step_mode(native, "s")
         functional.reset_net(native)
         try:
             return run(self.name, native, neurons, _potential, x, steps, membranes)
         finally:
             functional.reset_net(native)
+            for module, mode in modes.items():
+                module.step_mode = mode
 
 
 def _potential(node: nn.Module) -> Tensor:

@@ -13,23 +13,38 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bridge.errors import GraphError
-from bridge.graph import Add, Affine, AvgPool2d, Conv1d, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear
-from bridge.graph import Scale as ScaleLayer
+from bridge.graph import (
+    Add,
+    Affine,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Linear,
+    Scale,
+)
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
+from exporters.base import check_input
 
 
-class Scale(nn.Module):
-    """``y_c = scale_c x_c`` per channel of ``[B, C, ...]``."""
+class ChannelScale(nn.Module):
+    """``y_c = scale_c x_c`` per channel of ``[..., C, H, W]``, whatever stands before the channels.
+
+    `rank` is the number of a signal's dimensions: 1 for vectors, 3 for feature maps.
+    """
 
     scale: Tensor
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Tensor, rank: int) -> None:
         super().__init__()
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.reshape(-1, *[1] * (rank - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.reshape(1, -1, *[1] * (x.dim() - 2))
+        return x * self.scale
 
 
 def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.Module], name: str) -> fx.GraphModule:
@@ -57,10 +72,19 @@ def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.
         if isinstance(layer, Add):
             nodes[layer.name] = calls.call_function(operator.add, inputs)
             continue
-        modules[layer.name] = neuron(layer) if isinstance(layer, IntegrateFire) else _module(layer, library)
+        if not layer.name.isidentifier() or hasattr(fx.GraphModule, layer.name):
+            raise GraphError(f"layer {layer.name!r}: a torch module cannot have a child of this name; rename the node")
+        if isinstance(layer, Scale):
+            modules[layer.name] = ChannelScale(tensor(layer.scale).clone(), len(graph.shapes[layer.name]))
+        elif isinstance(layer, IntegrateFire):
+            modules[layer.name] = neuron(layer)
+        else:
+            modules[layer.name] = _module(layer, library)
         nodes[layer.name] = calls.call_module(layer.name, inputs)
     calls.output(nodes[graph.output.name])
-    return fx.GraphModule(modules, calls, name)
+    module = fx.GraphModule(modules, calls, name)
+    module.meta["input_shape"] = graph.input.shape
+    return module
 
 
 @singledispatch
@@ -92,11 +116,6 @@ def _(layer: Flatten, library: Any) -> nn.Module:
     return cast(nn.Module, library.Flatten())
 
 
-@_module.register
-def _(layer: ScaleLayer, library: Any) -> nn.Module:
-    return Scale(tensor(layer.scale).clone())
-
-
 def _with_parameters(module: nn.Module, layer: Affine) -> nn.Module:
     with torch.no_grad():
         module.get_parameter("weight").copy_(tensor(layer.weight))
@@ -106,7 +125,7 @@ def _with_parameters(module: nn.Module, layer: Affine) -> nn.Module:
 
 def run(
     backend: str,
-    native: nn.Module,
+    native: fx.GraphModule,
     neurons: dict[str, nn.Module],
     potential: Callable[[nn.Module], Tensor],
     x: NDArray[np.float32],
@@ -118,9 +137,10 @@ def run(
     `potential` gives a neuron's potential after its reset. Adding the spike back gives the one before: exactly, where
     it matters, since the subtraction of 1 is exact between 1/2 and 2.
     """
-    images = torch.from_numpy(np.ascontiguousarray(x))
-    device = next((parameter.device for parameter in native.parameters()), images.device)
-    recorder: Recorder | None = None
+    check_input(native.meta["input_shape"], x, steps)
+    images = tensor(x)
+    parameter = next(native.parameters(), images)
+    images = images.to(device=parameter.device, dtype=parameter.dtype)
     fired: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -129,11 +149,12 @@ def run(
 
         return hook
 
+    recorder = None
     handles = [neuron.register_forward_hook(keep(name)) for name, neuron in neurons.items()]
     try:
         with torch.no_grad():
             for _ in range(steps):
-                readout = native(images.to(device))
+                readout = native(images)
                 recorder = recorder or Recorder(backend, {name: tuple(s.shape[1:]) for name, s in fired.items()})
                 for name, spikes in fired.items():
                     membrane = (potential(neurons[name]) + spikes).cpu().numpy() if membranes else None
@@ -142,5 +163,5 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
-    assert recorder is not None, "callers check steps >= 1"
+    assert recorder is not None  # there is at least one step
     return recorder.finish()

@@ -38,7 +38,6 @@ def test_the_model_is_not_changed(training):
         for parameter in model.parameters():
             parameter.zero_()  # nor does the network change when the model does
     assert all(np.array_equal(network.run(x, 4).packed[name], spikes.packed[name]) for name in network.layers)
-    network.run(x, 4)
 
 
 @pytest.mark.parametrize("name", networks.ALL)
@@ -255,7 +254,8 @@ def test_not_a_model():
         (torch.zeros(0, 6), "at least one image"),
         (torch.full((2, 6), float("nan")), "12 values that are NaN"),
         ([[0.0] * 6], "numpy array"),
-        (np.array([["a"] * 6]), "of numbers"),
+        (np.array([["a"] * 6]), "real numbers"),
+        (np.zeros((1, 6), complex), "real numbers"),
     ],
 )
 def test_bad_run_input(x, says):

@@ -42,7 +42,7 @@ def test_gradients_are_those_of_the_expression():
         a[i].backward()
         value = float(z[i].detach())
         raw = np.floor(value * levels / threshold + 0.5) / levels  # before clipping
-        inside = 0 < raw < 1 or (0 <= raw <= 1)
+        inside = 0 <= raw <= 1
         expected_z = 1.0 if inside else 0.0
         expected_threshold = (float(a[i].detach()) - value) / threshold if inside else float(raw > 1)
         assert float(z.grad[i]) == pytest.approx(expected_z)

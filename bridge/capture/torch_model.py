@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.parameter import is_lazy
 
+from bridge.adapters import as_qcfs, is_activation
 from bridge.capture import movement, torch_rules
 from bridge.capture.movement import Moved
-from bridge.errors import ConversionError, InputError
+from bridge.errors import ConversionError, GraphError, InputError
 from bridge.graph import Add, ClipFloorShift, Concat, Input, Layer, LayerGraph, Scale, Shape
-from bridge.qcfs import QCFS
+from bridge.simulate.ops import evaluate
 
 INPUT = "input"
+IN_PLACE: set[Any] = {operator.iadd, "add_", "__iadd__"}
+CHANGES_INPUT: set[Any] = {torch.relu_, F.relu_, operator.setitem, *IN_PLACE}
 REFUSED = "?"
 """Stands for the output of a layer that cannot be converted, so that what follows can still be looked at."""
 
@@ -34,11 +38,10 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
             The message lists every such layer by name, with what to use instead.
         InputError: `example_input` is not a float tensor that the model accepts.
     """
-    traced = trace(model)
-    shapes = _shapes(model, traced, example_input)
-    walk = _Walk(traced, shapes)
-    for node in traced.graph.nodes:
-        walk.visit(node)
+    check_example(model, example_input)
+    walk = _Walk(*trace(model))
+    with at_inference(model), torch.no_grad():
+        walk.run(_like_parameters(example_input, model))
     if walk.problems:
         listed = "\n".join(f"  - {problem}" for problem in walk.problems)
         raise ConversionError(f"{type(model).__name__} cannot be converted:\n{listed}")
@@ -47,47 +50,59 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
             f"{type(model).__name__} has no bridge.QCFS activation, so nothing in it would spike: "
             "call bridge.replace_activations(model, levels=...) and train it"
         )
-    graph = LayerGraph(tuple(walk.layers))
-    for node, name in walk.names.items():
-        if graph.shapes[name] != shapes[node][1:]:
-            raise ConversionError(f"{name}: captured as {graph.shapes[name]}, but the model makes {shapes[node][1:]}")
-    return graph
+    try:
+        return LayerGraph(tuple(walk.layers))
+    except GraphError as error:
+        raise ConversionError(f"{type(model).__name__} cannot be converted: {error}") from error
 
 
-class _Walk:
-    """Turns one node of the trace after another into layers.
+class _Walk(fx.Interpreter):
+    """Runs the trace on the example and turns one node after another into layers.
 
-    ``names`` tells whose output a node's value is, ``moved`` holds the values of nodes that only move data, or that
-    are sizes and other plain numbers.
+    Every layer made is held against what its module did with the same input, so a hook or an override that changes
+    the result does not go unnoticed. ``names`` tells whose output a node's value is, ``moved`` holds the values of
+    nodes that only move data, or that are sizes and other plain numbers.
     """
 
-    def __init__(self, traced: fx.GraphModule, shapes: dict[fx.Node, Shape]) -> None:
-        self.traced = traced
-        self.shapes = shapes
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
         self.layers: list[Layer] = []
         self.names: dict[fx.Node, str] = {}
         self.moved: dict[fx.Node, Any] = {}
+        self.shapes: dict[fx.Node, Shape] = {}  # batch included
         self.sizes: dict[str, Shape] = {}  # by layer: its output, without batch
         self.problems: list[str] = []
         self.taken = {INPUT, "output"}
 
-    def visit(self, node: fx.Node) -> None:
-        """Add what `node` does, or the reason why it cannot be done."""
-        module = self.traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        title = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, then add what it does, or the reason why it cannot be done."""
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        title = type(module).__name__ if module is not None else str(getattr(n.target, "__name__", n.target))
+        where = f"{n.name if module is None else n.target} ({title})"
         try:
-            if node.op == "placeholder":
-                self._input(node)
-            elif node.op == "output":
-                self._output(node)
-            elif node.op == "get_attr":
-                self.moved[node] = self._attribute(str(node.target))
-            else:
-                self._operation(node, module, title)
+            value = super().run_node(n)
+        except Exception as error:
+            if self.problems:  # the model is of no use anyway, and this may be why
+                raise ConversionError("cannot be converted:\n  - " + "\n  - ".join(self.problems)) from error
+            raise InputError(f"example_input: the model does not accept it, at {where}: {error}") from error
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        try:
+            self._visit(n, module, title, value)
         except ConversionError as error:
-            where = node.name if module is None else node.target
-            self.problems.append(f"{where} ({title}): {error}")
-            self.names[node] = REFUSED
+            self.problems.append(f"{where}: {error}")
+            self.names[n] = REFUSED
+        return value
+
+    def _visit(self, node: fx.Node, module: nn.Module | None, title: str, value: Any) -> None:
+        if node.op == "placeholder":
+            self._input(node)
+        elif node.op == "output":
+            self._output(node)
+        elif node.op == "get_attr":
+            self.moved[node] = value
+        else:
+            self._operation(node, module, title, value)
 
     def _input(self, node: fx.Node) -> None:
         if self.layers:
@@ -101,10 +116,12 @@ class _Walk:
         if last not in (REFUSED, self.layers[-1].name):
             raise ConversionError(f"{last!r} is returned, but {self.layers[-1].name!r} comes after it")
 
-    def _operation(self, node: fx.Node, module: nn.Module | None, title: str) -> None:
+    def _operation(self, node: fx.Node, module: nn.Module | None, title: str, value: Any) -> None:
         target = node.target
+        if target in IN_PLACE and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1:
+            raise ConversionError("it changes in place what is read elsewhere too; write a + b")
         if node.op == "call_function" and all(self._is_plain(source) for source in node.all_input_nodes):
-            self.moved[node] = node.target(*self._plain(node.args), **self._plain(node.kwargs))  # type: ignore[operator]
+            self.moved[node] = value
         elif module is None and target in torch_rules.ADDITIONS:
             self._add(node)
         elif module is None and target in torch_rules.CONCATENATIONS:
@@ -114,20 +131,29 @@ class _Walk:
         elif module is None and target in torch_rules.FUNCTIONS:
             signature, rule = torch_rules.FUNCTIONS[target]
             args, kwargs = self._plain(node.args[1:]), self._plain(node.kwargs)
-            self._apply(node, rule, torch_rules.bind(signature, (node.args[0], *args), kwargs))
-        elif module is not None and (activation := _activation(module)) is not None:
-            self._apply(node, torch_rules.qcfs, activation)
+            self._apply(node, rule, torch_rules.bind(signature, (node.args[0], *args), kwargs), value)
+        elif module is not None and (activation := as_qcfs(module)) is not None:
+            self._apply(node, torch_rules.qcfs, activation, value)
         elif module is not None and type(module) in torch_rules.MODULES:
-            self._apply(node, torch_rules.MODULES[type(module)], module)
+            self._apply(node, torch_rules.MODULES[type(module)], module, value)
         else:
             unknown = f"not supported; supported are {torch_rules.SUPPORTED}"
             raise ConversionError(torch_rules.REMEDIES.get(title, unknown))
 
-    def _apply(self, node: fx.Node, rule: torch_rules.Rule, options: Any) -> None:
-        """Add the layers that `rule` makes of a module or function with one input."""
+    def _apply(self, node: fx.Node, rule: torch_rules.Rule, options: Any, value: Tensor) -> None:
+        """Add the layers that `rule` makes of a module or function with one input and the output `value`."""
         (source_node, *_) = node.all_input_nodes
         source = self._signal(source_node)
-        self._append(node, rule(self._name(node), source, options, self.shapes[source_node][1:]), source)
+        new = rule(self._name(node), source, options, self.shapes[source_node][1:])
+        try:
+            size = self.shapes[source_node][1:]
+            for layer in new:
+                size = layer.output_shape(size)
+        except GraphError as error:
+            raise ConversionError(str(error)) from error
+        if not _computes(new, self.env[source_node], value):
+            raise ConversionError("it does not compute what a module of its kind does; remove its hooks and overrides")
+        self._append(node, new, source)
 
     def _add(self, node: fx.Node) -> None:
         terms = [term for term in (*node.args, *node.kwargs.values()) if isinstance(term, fx.Node)]
@@ -216,18 +242,31 @@ class _Walk:
 
         return fx.node.map_arg(value, look_up)
 
-    def _attribute(self, path: str) -> Any:
-        owner, _, name = path.rpartition(".")
-        return getattr(self.traced.get_submodule(owner), name)
-
     def _name(self, node: fx.Node) -> str:
         """A name for the layer: the module's path with dots as underscores, unique, a Python identifier."""
         base = node.name if not node.name.startswith("_") else f"layer{node.name}"
         name, count = base, 1
-        while name in self.taken:
+        while name in self.taken or hasattr(fx.GraphModule, name):  # exporters make attributes of these names
             name, count = f"{base}_{count}", count + 1
         self.taken.add(name)
         return name
+
+
+def _computes(layers: Sequence[Layer], x: Tensor, expected: Tensor) -> bool:
+    """Whether `layers` make of `x` what the model made of it, `expected`, but for float32 rounding."""
+    if expected.dtype not in (torch.float32, torch.float64):
+        return True  # the model itself rounds more than any tolerance would tell
+    value = x.detach().cpu().float()
+    for layer in layers:
+        value = evaluate(layer, value)
+    expected = expected.detach().cpu().float()
+    tolerance = 1e-3 * float(expected.abs().max().nan_to_num(0.0)) if expected.numel() else 0.0
+    wrong = (value - expected).abs() > tolerance + 1e-6
+    if any(isinstance(layer, ClipFloorShift) for layer in layers):
+        return (
+            int(wrong.sum()) <= 0.01 * wrong.numel() + 1
+        )  # a value on the edge between two levels may fall either way
+    return not bool(wrong.any())
 
 
 def _arguments(node: fx.Node, *names: str, default: Any) -> list[Any]:
@@ -236,33 +275,21 @@ def _arguments(node: fx.Node, *names: str, default: Any) -> list[Any]:
     return [given.get(name, given.get("axis", default) if name == "dim" else default) for name in names]
 
 
-def _activation(module: nn.Module) -> QCFS | None:
-    """The QCFS that `module` is, ours or somebody else's."""
-    return module if isinstance(module, QCFS) else None
-
-
-def _shapes(model: nn.Module, traced: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Shape]:
-    """The shape of every tensor in `traced`, batch included. Runs it once, as it stands at inference.
-
-    Raises `InputError` for an `example_input` that the model does not accept.
-    """
+def check_example(model: nn.Module, example_input: Tensor) -> None:
+    """Refuse what cannot be an example, before anything is run. Raises `InputError` or `ConversionError`."""
     if not isinstance(example_input, Tensor):
         raise InputError(f"example_input: expected a float tensor [B, ...], got {type(example_input).__name__}")
-    came = f"{example_input.dtype} {list(example_input.shape)}"
-    if not example_input.is_floating_point() or example_input.dim() < 2:
+    if not example_input.is_floating_point() or example_input.dim() < 2 or example_input.numel() == 0:
+        came = f"{example_input.dtype} {list(example_input.shape)}"
         raise InputError(f"example_input: expected a float tensor [B, ...] with a batch dimension, got {came}")
-    parameters = list(model.parameters())
-    if any(is_lazy(parameter) for parameter in parameters):
+    if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ConversionError("the model has parameters without a shape yet: run it once on an input, and train it")
-    if parameters:
-        example_input = example_input.to(device=parameters[0].device, dtype=parameters[0].dtype)
-    try:
-        with at_inference(model), torch.no_grad():
-            ShapeProp(traced).propagate(example_input)
-    except Exception as error:
-        raise InputError(f"example_input: the model does not accept {came}: {error}") from error
-    metas = {node: node.meta.get("tensor_meta") for node in traced.graph.nodes}
-    return {node: tuple(meta.shape) for node, meta in metas.items() if hasattr(meta, "shape")}
+
+
+def _like_parameters(x: Tensor, model: nn.Module) -> Tensor:
+    """`x` where the model's parameters are, in their type."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return x if parameter is None else x.to(device=parameter.device, dtype=parameter.dtype)
 
 
 @contextmanager
@@ -279,12 +306,15 @@ def at_inference(model: nn.Module) -> Iterator[None]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _activation(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        return is_activation(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The operations of `model` as it stands at inference. Raises `ConversionError` if they depend on the data."""
-    root = nn.Sequential(model) if type(model) in torch_rules.MODULES or _activation(model) else model
+def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """The operations of `model` as it stands at inference, and the module in which their targets are found.
+
+    Raises `ConversionError` if they depend on the data, or change it in place without using the result.
+    """
+    root = nn.Sequential(model) if type(model) in torch_rules.MODULES or is_activation(model) else model
     tracer = _Tracer()
     try:
         with at_inference(model):
@@ -292,8 +322,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__}: its forward cannot be followed by torch.fx, because it depends on the data "
-            f"or calls something that is not torch ({error}). Rewrite it as a fixed sequence of modules."
+            f"or calls something that is not torch ({error}). Rewrite it as a fixed sequence of modules; of a "
+            "compiled or DataParallel model, pass the model inside."
         ) from error
-    traced = fx.GraphModule(tracer.root, graph)
-    traced.graph.eliminate_dead_code()
-    return traced
+    for node in reversed(graph.nodes):
+        if node.users or node.op in ("output", "placeholder"):
+            continue
+        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        by_name = node.op == "call_method" and str(node.target).endswith("_")
+        if by_name or node.kwargs.get("inplace") or getattr(module, "inplace", False) or node.target in CHANGES_INPUT:
+            title = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+            raise ConversionError(f"{node.name} ({title}): it changes data in place; use its result: x = f(x)")
+        graph.erase_node(node)
+    return root, graph

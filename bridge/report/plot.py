@@ -9,6 +9,7 @@ from bridge.files import replacing
 from bridge.validate import Agreement
 
 MARKERS = "o+x1234"
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
@@ -18,11 +19,14 @@ def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
     backend that ran fewer images than the reference has another mean, and no marks.
 
     Raises:
-        InputError: the agreement has no ANN to be held against.
+        InputError: the agreement has no ANN to be held against, or `path` has another suffix.
         BridgeError: matplotlib is not installed.
     """
     if agreement.reference.rate_error is None:
         raise InputError("plot_rate_error: the network came from a file, so its ANN's activations are not known")
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: a plot ends in one of {', '.join(SUFFIXES)}")
     try:
         from matplotlib.figure import Figure  # a figure of its own: no pyplot, no global state, no display
     except ImportError as error:

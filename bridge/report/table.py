@@ -35,11 +35,13 @@ def _verdicts(agreement: Agreement) -> Table:
 
 
 def _verdict(backend: BackendAgreement) -> str:
-    if backend.total_differing == 0:
+    if backend.readouts_wrong:
+        return f" [red]{backend.readouts_wrong} readout(s) wrong, by up to {backend.readout_error:.1e}"
+    if backend.images and backend.total_differing == 0:
         return " [green]equal"
     if backend.agreed:
         return f" [yellow]equal but for {backend.ties} float tie(s)"
-    return f" [red]{backend.unexplained} neuron(s) wrong"
+    return f" [red]{backend.unexplained} spike(s) wrong by themselves"
 
 
 def _top1(agreement: Agreement) -> Table:
@@ -77,14 +79,14 @@ def _counts(counts: list[int]) -> str:
 
 
 def _divergences(agreement: Agreement) -> Table:
-    title = "Neurons that fired differently although they heard the same, and when they first did"
+    title = "Spikes that differ although the neuron heard the same"
     result = _table(title, "backend", "layer", "step", "image", "neuron")
-    for heading in ("u reference", "u backend", "fires at", "rounding", "tie"):
+    for heading in ("u reference", "u backend", "u exact", "fires at", "rounding", "tie"):
         result.add_column(heading, justify="right")
     for name, backend in agreement.backends.items():
         for d in backend.divergences[:LISTED]:
             where = (name, d.layer, f"{d.step}", f"{d.image}", f"{d.neuron}")
-            potentials = (d.reference_membrane, d.backend_membrane, d.level)
+            potentials = (d.reference_membrane, d.backend_membrane, d.exact_membrane, d.level)
             values = ("—" if value is None else f"{value:.9g}" for value in potentials)
             result.add_row(*where, *values, f"{d.rounding:.1e}", "yes" if d.tie else "[red]no")
         more = backend.ties + backend.unexplained - min(LISTED, len(backend.divergences))

@@ -1,4 +1,4 @@
-"""What each stateless layer computes, in torch float32. One function a layer kind."""
+"""What each stateless layer computes, in torch. One function a layer kind."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def _(layer: Input, x: Tensor) -> Tensor:
 
 @evaluate.register
 def _(layer: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, tensor(layer.weight), tensor(layer.bias))
+    return F.linear(x, parameter(layer.weight, x), parameter(layer.bias, x))
 
 
 @evaluate.register
 def _(layer: Conv1d, x: Tensor) -> Tensor:
-    weight, bias = tensor(layer.weight), tensor(layer.bias)
+    weight, bias = parameter(layer.weight, x), parameter(layer.bias, x)
     return F.conv1d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
@@ -59,7 +59,7 @@ def _(layer: Concat, *parts: Tensor) -> Tensor:
 
 @evaluate.register
 def _(layer: Conv2d, x: Tensor) -> Tensor:
-    weight, bias = tensor(layer.weight), tensor(layer.bias)
+    weight, bias = parameter(layer.weight, x), parameter(layer.bias, x)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
@@ -94,6 +94,11 @@ def tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 
+def parameter(array: np.ndarray, like: Tensor) -> Tensor:
+    """The array as float32, in the type of `like`: a layer computes in the precision of its input."""
+    return tensor(array).to(like.dtype)
+
+
 def channels(values: np.ndarray, like: Tensor) -> Tensor:
     """One value a channel, shaped to broadcast over `like` ``[B, C, ...]``."""
-    return tensor(values).reshape(1, -1, *[1] * (like.dim() - 2))
+    return parameter(values, like).reshape(1, -1, *[1] * (like.dim() - 2))

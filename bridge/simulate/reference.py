@@ -22,11 +22,12 @@ def simulate(
 
     Args:
         graph: layers whose activations are `IntegrateFire`.
-        x: float32 images.
+        x: images; the arithmetic is done in their type, float32 but for an oracle in float64.
         steps: T, at least 1.
         membranes: also record every layer's potential u after integration, before reset.
-        heard: another run's record on the same images. Each layer then hears the spikes recorded there instead of
-            those simulated here, so that it is judged on its own: a spike that differs is that layer's doing.
+        heard: another run's record on the same images. Each layer then hears the spikes recorded there, its own
+            past ones included, instead of those simulated here. So every spike is judged by itself: one that differs
+            is due to that layer in that step, and to nothing before.
     """
     recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking})
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
@@ -46,8 +47,9 @@ def simulate(
                 continue
             u = inputs[0] + potentials[layer.name] if t else inputs[0]
             spikes = (u >= channels(layer.level, u)).to(u.dtype)
-            potentials[layer.name] = u - spikes
-            values[layer.name] = tensor(replayed[layer.name][t]) if heard else spikes
+            said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
+            potentials[layer.name] = u - said
+            values[layer.name] = said
             recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
         recorder.readout(values[graph.output.name].numpy())
     return recorder.finish()

@@ -25,12 +25,14 @@ class SnnTorch:
     name = "snntorch"
 
     def available(self) -> Availability:
-        return probe({"snntorch": "snntorch"}, 'pip install "qcfs-bridge[snntorch]"')
+        return probe({"snntorch": "snntorch"}, 'pip install "snntorch>=1.0.0"')
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         return build(from_nir(graph), nn, _neuron, "SnnTorchNetwork")
 
-    def run(self, native: nn.Module, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+    def run(
+        self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
+    ) -> SpikeRecord:
         from exporters.snntorch.neuron import SoftResetIF
 
         neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, SoftResetIF)}
