@@ -296,3 +296,84 @@ def test_layer_names_are_identifiers_and_unique():
     names = [layer.name for layer in bridge.convert(model, torch.zeros(1, 2)).graph]
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
+
+
+class Two(nn.Module):
+    """A layer, an activation and a readout, put together by each test in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+
+def test_changes_in_place_do_not_go_unnoticed():
+    class Multiplied(Two):
+        def forward(self, x):
+            h = self.first(x)
+            h.mul_(3)
+            return self.last(self.act(h))
+
+    class Rectified(Two):
+        def forward(self, x):
+            h = self.act(self.first(x))
+            F.relu(h, inplace=True)
+            return self.last(h)
+
+    class Module(Two):
+        def forward(self, x):
+            h = self.act(self.first(x))
+            self.relu(h)
+            return self.last(h)
+
+    class Added(Two):
+        def forward(self, x):
+            h = self.act(self.first(x))
+            g = h
+            g += x
+            return self.last(g + h)
+
+    for kind in (Multiplied, Rectified, Module, Added):
+        with pytest.raises(ConversionError, match="in\\s+place"):
+            bridge.convert(kind(), torch.rand(2, 3))
+
+
+def test_hooks_and_overrides_that_change_the_result_are_refused():
+    class Tripled(QCFS):
+        def forward(self, z):
+            return super().forward(3 * z)
+
+    model = nn.Sequential(nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2))
+    watch = model[0].register_forward_hook(lambda module, inputs, output: None)
+    bridge.convert(model, torch.randn(20, 3))  # a hook that only looks on may stay
+    watch.remove()
+    model[0].register_forward_hook(lambda module, inputs, output: output * 3)
+    with pytest.raises(ConversionError, match=r"0 \(Linear\): it does not compute"):
+        bridge.convert(model, torch.randn(20, 3))
+    with pytest.raises(ConversionError, match=r"1 \(Tripled\): it does not compute"):
+        bridge.convert(nn.Sequential(nn.Linear(3, 3), Tripled(4), nn.Linear(3, 2)), torch.randn(20, 3))
+
+
+def test_a_wrong_example_is_told_where_it_fails(capsys):
+    model, _ = networks.mlp()
+    with pytest.raises(InputError, match=r"at 0 \(Linear\).*cannot be multiplied"):
+        bridge.convert(model, torch.rand(4, 7))
+    assert capsys.readouterr().err == ""
+    broken = nn.Sequential(nn.Linear(3, 3), nn.GELU(), QCFS(4), nn.Linear(5, 2))
+    with pytest.raises(ConversionError, match="GELU"):  # what is wrong before that point is said first
+        bridge.convert(broken, torch.rand(2, 3))
+
+
+def test_layers_on_other_shapes_are_refused_by_name():
+    cases = {
+        r"0 \(Linear\)": (nn.Sequential(nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2)), torch.rand(2, 5, 3)),
+        r"0 \(BatchNorm1d\)": (
+            nn.Sequential(nn.BatchNorm1d(3), QCFS(4), nn.Flatten(), nn.Linear(3, 2)),
+            torch.rand(2, 3),
+        ),
+    }
+    with torch.no_grad():
+        cases[r"0 \(BatchNorm1d\)"][0][0].running_var.fill_(-1)
+    for says, (model, x) in cases.items():
+        with pytest.raises(ConversionError, match=says):
+            bridge.convert(model, x)

@@ -170,6 +170,26 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["net.nir"]
 
 
+def test_paths_that_cannot_be_written(tmp_path):
+    snn = network()
+    (tmp_path / "file").write_text("")
+    for path, says in {
+        tmp_path: "is a folder",
+        "": "path of a file",
+        tmp_path / "file" / "net.nir": "cannot be written",
+    }.items():
+        with pytest.raises(bridge.InputError, match=says):
+            snn.save(path)
+    with pytest.raises(bridge.InputError, match="path of a file"):
+        snn.save(["net.nir"])
+    with pytest.raises(GraphError, match="path of a NIR file"):
+        bridge.load(["net.nir"])
+    (tmp_path / "link.nir").symlink_to(tmp_path / "target.nir")
+    snn.save(tmp_path / "link.nir")
+    assert (tmp_path / "link.nir").is_symlink()
+    assert (tmp_path / "target.nir").is_file()
+
+
 def test_constant_arrays_are_small_on_disk(tmp_path):
     model = nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1), networks.qcfs(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4096, 3)

@@ -151,7 +151,7 @@ def test_a_changed_weight_names_layer_step_and_neuron(case):
 
 def test_float_ties_are_listed_and_accepted(tmp_path):
     """Rows that sum to the firing level but for rounding: float32 and Lava's float64 decide some differently."""
-    backend = require("lava")
+    require("lava")
     torch.manual_seed(0)
     weight = torch.rand(400, 37, dtype=torch.float64)
     weight *= 0.5 / weight.sum(dim=1, keepdim=True)

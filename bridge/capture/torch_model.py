@@ -41,7 +41,8 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
     check_example(model, example_input)
     walk = _Walk(*trace(model))
     with at_inference(model), torch.no_grad():
-        walk.run(_like_parameters(example_input, model))
+        example = _like_parameters(example_input, model)
+        traced = walk.run(example.clone())
     if walk.problems:
         listed = "\n".join(f"  - {problem}" for problem in walk.problems)
         raise ConversionError(f"{type(model).__name__} cannot be converted:\n{listed}")
@@ -50,6 +51,12 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
             f"{type(model).__name__} has no bridge.QCFS activation, so nothing in it would spike: "
             "call bridge.replace_activations(model, levels=...) and train it"
         )
+    with at_inference(model), torch.no_grad():
+        if not torch.allclose(model(example), traced, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ConversionError(
+                f"{type(model).__name__}: its forward computes something else than the operations it is made of, as "
+                "when a tensor is changed in place (a += b) and read again; write a = a + b"
+            )
     try:
         return LayerGraph(tuple(walk.layers))
     except GraphError as error:
@@ -66,6 +73,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
+        self.extra_traceback = False  # errors are told in this package's own words
         self.layers: list[Layer] = []
         self.names: dict[fx.Node, str] = {}
         self.moved: dict[fx.Node, Any] = {}

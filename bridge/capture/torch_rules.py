@@ -105,9 +105,9 @@ def batch_norm(name: str, source: str, options: Any, shape: Shape) -> list[Layer
         raise ConversionError("it keeps no running statistics; train with track_running_stats=True")
     mean, variance = array(options.running_mean, "running_mean"), array(options.running_var, "running_var")
     gain = np.ones(len(mean)) if options.weight is None else array(options.weight, "weight")
+    if not (variance + options.eps > 0).all():
+        raise ConversionError(f"its running_var + eps is not positive: {(variance + options.eps).min():g}")
     scale = gain / np.sqrt(variance + options.eps)
-    if not np.isfinite(scale).all():
-        raise ConversionError("its running_var + eps is not positive")
     shift = array(options.bias, "bias", len(mean)) - scale * mean
     return [BatchNorm(name=name, inputs=(source,), scale=scale, shift=shift)]
 
