@@ -8,17 +8,42 @@ from torch import Tensor, nn
 from bridge import QCFS
 
 
+class Residual(nn.Module):
+    """The sum of what its branches make of the same input; no branch is an empty ``nn.Sequential``."""
+
+    joins = "add"
+
+    def __init__(self, *branches: nn.Module):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = (branch(x) for branch in self.branches)
+        for other in rest:
+            first = first + other
+        return first
+
+
+class Branches(Residual):
+    """What its branches make of the same input, side by side."""
+
+    joins = "concat"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
 def dyadic(shape: tuple[int, ...], quantum: float, limit: int, generator: torch.Generator) -> Tensor:
     """Random multiples of `quantum` between ``±limit·quantum``."""
     return torch.randint(-limit, limit + 1, shape, generator=generator).float() * quantum
 
 
-def make_dyadic(model: nn.Sequential, seed: int = 0) -> nn.Sequential:
+def make_dyadic(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give `model` random parameters on a dyadic grid: ties are frequent, and float32 sums are exact."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for module in model:
-            if isinstance(module, nn.Conv2d | nn.Linear):
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
                 module.weight.copy_(dyadic(tuple(module.weight.shape), 1 / 8, 6, g))
                 if module.bias is not None:
                     module.bias.copy_(dyadic(tuple(module.bias.shape), 1 / 8, 4, g))
@@ -95,4 +120,56 @@ def ends_in_spikes() -> tuple[nn.Sequential, tuple[int, ...]]:
     return make_dyadic(nn.Sequential(nn.Linear(5, 7), qcfs(4, 7), nn.Linear(7, 3), qcfs(4, 3)), 3), (5,)
 
 
-ALL = {"mlp": mlp, "cnn": cnn, "awkward": awkward, "ends_in_spikes": ends_in_spikes}
+def residual() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Identity, projected and strided skips, with a different λ on each branch and each channel."""
+
+    def body(a: int, b: int, stride: int = 1) -> nn.Sequential:
+        return nn.Sequential(
+            *(nn.Conv2d(a, b, 3, stride, padding=1, bias=False), nn.BatchNorm2d(b), qcfs(4, b)),
+            *(nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b)),
+        )
+
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), qcfs(4, 4)),
+        *(Residual(body(4, 4), nn.Sequential()), qcfs(4, 4)),
+        *(Residual(body(4, 6, 2), nn.Sequential(nn.Conv2d(4, 6, 1, 2), nn.BatchNorm2d(6))), qcfs(4, 6)),
+        *(Residual(body(6, 6), nn.Sequential(), nn.Sequential(qcfs(2, 6))), nn.BatchNorm2d(6), qcfs(8)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    )
+    return make_dyadic(model, 4), (2, 8, 8)
+
+
+def dense() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Concatenations: of spikes with different λ, of the input itself, before a norm, before a pool, of vectors."""
+    grow = nn.Sequential(nn.BatchNorm2d(4), qcfs(4, 4), nn.Conv2d(4, 3, 3, padding=1, bias=False))
+    inception = Branches(
+        nn.Sequential(nn.Conv2d(7, 2, 1), qcfs(4, 2)),
+        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(7, 2, 1), qcfs(8, 2)),
+        nn.Sequential(nn.Conv2d(7, 4, (1, 3), padding=(0, 1), groups=1), qcfs(2)),
+    )
+    for module in inception.modules():
+        if isinstance(module, nn.AvgPool2d):
+            module.kernel_size, module.padding, module.stride = 2, 0, 1
+    inception.branches[0].append(nn.AvgPool2d(2, 1))
+    inception.branches[2].append(nn.AvgPool2d(2, 1))
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), Branches(nn.Sequential(), grow)),
+        *(nn.BatchNorm2d(7), qcfs(4, 7), inception, nn.ChannelShuffle(2), nn.AvgPool2d(2), nn.Flatten()),
+        Branches(nn.Sequential(nn.Linear(32, 5), qcfs(4, 5)), nn.Sequential(nn.Linear(32, 4), qcfs(4))),
+        nn.Linear(9, 3),
+    )
+    return make_dyadic(model, 6), (2, 5, 5)
+
+
+def signal() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """One dimension: Conv1d, its norm, a residual, an average."""
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 4, 5, stride=2, padding=2), nn.BatchNorm1d(4), qcfs(4, 4)),
+        *(Residual(nn.Sequential(nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=2)), nn.Sequential()), qcfs(4)),
+        *(nn.BatchNorm1d(4), qcfs(4), nn.Flatten(), nn.Linear(4 * 8, 3)),
+    )
+    return make_dyadic(model, 5), (2, 16)
+
+
+CHAINS = {"mlp": mlp, "cnn": cnn, "awkward": awkward, "ends_in_spikes": ends_in_spikes}
+ALL = {**CHAINS, "residual": residual, "dense": dense, "signal": signal}

@@ -1,8 +1,9 @@
 """An independent oracle: the spiking twin of a QCFS network, as the paper defines it, in plain numpy loops.
 
-It shares nothing with the package. It reads a torch ``nn.Sequential`` module by module, folds nothing, keeps each
-neuron's own threshold λ and starts it at λ/2, and sums in float64. On the dyadic grid of `dyadic_model` every sum is
-exact in float32 too, so all simulators must agree with it in every spike.
+It shares nothing with the package. It reads torch modules one by one, folds nothing, keeps each neuron's own threshold
+λ and starts it at λ/2, and sums in float64. Sequences, residual sums and concatenations (`networks.Residual`,
+`networks.Branches`) are followed into. On the dyadic grid of `networks.make_dyadic` every sum is exact in float32 too,
+so all simulators must agree with it in every spike.
 """
 
 from __future__ import annotations
@@ -13,28 +14,38 @@ from torch import nn
 from bridge import QCFS
 
 
-def spikes_of(model: nn.Sequential, x: np.ndarray, steps: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Spikes ``[T, B, ...]`` of every QCFS module in order, and the readout of each step ``[T, B, ...]``."""
-    modules = list(model)
-    membranes = {}
-    spikes = [[] for module in modules if isinstance(module, QCFS)]
+def spikes_of(model: nn.Module, x: np.ndarray, steps: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Spikes ``[T, B, ...]`` of every QCFS in the order of the calls, and the readout of each step ``[T, B, ...]``."""
+    membranes: list[np.ndarray] = []  # one a call of a QCFS: a module that is called twice is two layers
+    spikes: list[list[np.ndarray]] = []
+    calls = 0
+
+    def one_step(module: nn.Module, signal: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        if isinstance(module, nn.Sequential):
+            for child in module:
+                signal = one_step(child, signal)
+            return signal
+        if hasattr(module, "branches"):  # networks.Residual and networks.Branches
+            parts = [one_step(branch, signal) for branch in module.branches]
+            return np.concatenate(parts, axis=1) if module.joins == "concat" else sum(parts)
+        if not isinstance(module, QCFS):
+            return transform(module, signal)
+        threshold = per_channel(numpy(module.threshold), signal)
+        if calls == len(membranes):
+            membranes.append(np.zeros_like(signal) + threshold / 2)  # v(0) = λ/2
+            spikes.append([])
+        v = membranes[calls] + signal  # integrate
+        fired = v >= threshold  # fire
+        membranes[calls] = v - threshold * fired  # soft reset
+        spikes[calls].append(fired)
+        calls += 1
+        return threshold * fired  # a spike carries λ
+
     readout = []
     for _ in range(steps):
-        signal = x.astype(np.float64)
-        layer = 0
-        for number, module in enumerate(modules):
-            if not isinstance(module, QCFS):
-                signal = transform(module, signal)
-                continue
-            threshold = per_channel(numpy(module.threshold), signal)
-            v = membranes.get(number, np.zeros_like(signal) + threshold / 2)  # v(0) = λ/2
-            v = v + signal  # integrate
-            fired = v >= threshold  # fire
-            membranes[number] = v - threshold * fired  # soft reset
-            spikes[layer].append(fired)
-            layer += 1
-            signal = threshold * fired  # a spike carries λ
-        readout.append(signal)
+        calls = 0
+        readout.append(one_step(model, x.astype(np.float64)))
     return [np.stack(row) for row in spikes], np.stack(readout)
 
 
@@ -60,6 +71,25 @@ def transform(module: nn.Module, x: np.ndarray) -> np.ndarray:
         return gain * (x - mean) / np.sqrt(variance + module.eps) + shift
     if isinstance(module, nn.AvgPool2d):
         return pool(module, x)
+    if isinstance(module, nn.Conv1d):
+        wide = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            (1, *module.kernel_size),
+            (1, *module.stride),
+            (0, *module.padding),
+            (1, *module.dilation),
+            module.groups,
+            module.bias is not None,
+        )
+        wide.weight, wide.bias = nn.Parameter(module.weight[:, :, None]), module.bias
+        return convolve(wide, x[:, :, None])[:, :, 0]
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        kernel = tuple(size // out for size, out in zip(x.shape[2:], pair(module.output_size), strict=True))
+        return pool(nn.AvgPool2d(kernel), x)
+    if isinstance(module, nn.ChannelShuffle):
+        count, channels = module.groups, x.shape[1]
+        return x[:, [g * (channels // count) + i for i in range(channels // count) for g in range(count)]]
     if isinstance(module, nn.Flatten):
         return x.reshape(len(x), -1)
     if isinstance(module, nn.Dropout | nn.Identity):

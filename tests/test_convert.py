@@ -46,7 +46,7 @@ def test_ann_activations_are_the_models_own(name):
     x = networks.dyadic_images(6, shape)
     network = bridge.convert(model, x)
     seen = []
-    for module in model:
+    for module in model.modules():
         if isinstance(module, QCFS):
             module.register_forward_hook(lambda module, _, out: seen.append(out / bridge_channels(module, out)))
     with torch.no_grad():
