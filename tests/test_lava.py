@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from bridge.errors import BackendError, GraphError, InputError
 from bridge.graph import (
+    Add,
     AvgPool2d,
     BatchNorm,
+    Conv1d,
     Conv2d,
     Flatten,
     Input,
@@ -50,8 +52,12 @@ ROOT = Path(__file__).parents[1]
 # ---- an independent simulator: one image, one step, one window at a time -------------------------------------------
 
 
-def naive_layer(layer: Layer, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One affine, pooling, scaling or flattening layer on one image, by loops."""
+def naive_layer(layer: Layer, x: NDArray[np.float64], *more: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One layer without neurons on one image, by loops."""
+    if isinstance(layer, Add):
+        return x + more[0]
+    if isinstance(layer, Conv1d):
+        return naive_conv1d(layer, x)
     if isinstance(layer, Flatten):
         return x.reshape(-1)
     if isinstance(layer, Linear):
@@ -84,6 +90,25 @@ def slide(x: NDArray[Any], layer: Any, kernel: NDArray[Any], dilation: tuple[int
     )
 
 
+def naive_conv1d(layer: Conv1d, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`layer` on one signal ``[C, N]``, one product at a time, counted from the output."""
+    per_group_in, per_group_out = layer.weight.shape[1], len(layer.weight) // layer.groups
+    far = layer.dilation * (layer.weight.shape[2] - 1)
+    signals = []
+    for out, kernel in enumerate(layer.weight):
+        signal = []
+        for start in range(-layer.padding, x.shape[1] + layer.padding - far, layer.stride):
+            total = float(layer.bias[out])
+            for c, row in enumerate(kernel):
+                for k, weight in enumerate(row):
+                    position = start + k * layer.dilation
+                    if 0 <= position < x.shape[1]:
+                        total += weight * x[out // per_group_out * per_group_in + c, position]
+            signal.append(total)
+        signals.append(signal)
+    return np.array(signals)
+
+
 def naive_run(graph: LayerGraph, x: NDArray[Any], steps: int) -> tuple[dict[str, Any], dict[str, Any], NDArray[Any]]:
     """Spikes and membranes by layer ``[T, B, *shape]`` and readout ``[T, B, ...]``."""
     spikes: dict[str, Any] = {name: np.zeros((steps, len(x), *graph.shapes[name])) for name in graph.spiking}
@@ -92,18 +117,19 @@ def naive_run(graph: LayerGraph, x: NDArray[Any], steps: int) -> tuple[dict[str,
     for b, image in enumerate(x):
         u = {name: np.zeros(graph.shapes[name]) for name in graph.spiking}
         for t in range(steps):
-            value = image.astype(np.float64)
+            values = {graph.input.name: image.astype(np.float64)}
             for layer in graph.layers[1:]:
+                inputs = [values[source] for source in layer.inputs]
                 if not isinstance(layer, IntegrateFire):
-                    value = naive_layer(layer, value)
+                    values[layer.name] = naive_layer(layer, *inputs)
                     continue
-                u[layer.name] = u[layer.name] + value
+                u[layer.name] = u[layer.name] + inputs[0]
                 membranes[layer.name][t, b] = u[layer.name]
                 level = np.stack([np.full(u[layer.name].shape[1:], one) for one in layer.level])
-                value = (u[layer.name] >= level).astype(np.float64)
-                u[layer.name] = u[layer.name] - value
-                spikes[layer.name][t, b] = value
-            readout[t, b] = value
+                fired = (u[layer.name] >= level).astype(np.float64)
+                u[layer.name] = u[layer.name] - fired
+                spikes[layer.name][t, b] = values[layer.name] = fired
+            readout[t, b] = values[graph.output.name]
     return spikes, membranes, readout
 
 
@@ -118,11 +144,22 @@ def grid(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
 
 
 def chain(rng: np.random.Generator, shape: Shape, *makers: Any) -> LayerGraph:
-    """A chain of layers made by `makers`, each from the name, inputs and shape it gets."""
+    """A chain of layers made by `makers`, called layer0, layer1, …"""
+    sources = ["x", *(f"layer{i}" for i in range(len(makers)))]
+    return dag(rng, shape, {f"layer{i}": (sources[i], maker) for i, maker in enumerate(makers)})
+
+
+def dag(rng: np.random.Generator, shape: Shape, plan: dict[str, tuple[str, Any]]) -> LayerGraph:
+    """An Input ``x`` and the layers of `plan`: name → (its inputs, divided by spaces, and its maker).
+
+    A maker gets the layer's name and inputs and the shape of its first input.
+    """
     built: list[Layer] = [Input(name="x", shape=shape)]
-    for i, maker in enumerate(makers):
-        shape = LayerGraph(tuple(built)).shapes[built[-1].name]
-        built.append(maker(rng, {"name": f"layer{i}", "inputs": (built[-1].name,)}, shape))
+    shapes = {"x": shape}
+    for name, (sources, maker) in plan.items():
+        inputs = tuple(sources.split())
+        built.append(maker(rng, {"name": name, "inputs": inputs}, shapes[inputs[0]]))
+        shapes[name] = built[-1].output_shape(*(shapes[source] for source in inputs))
     return LayerGraph(tuple(built))
 
 
@@ -130,6 +167,14 @@ def conv(channels: int, kernel: tuple[int, int], groups: int = 1, **options: Any
     def make(rng: np.random.Generator, names: Any, shape: Shape) -> Layer:
         weight = grid(rng, channels, shape[0] // groups, *kernel)
         return Conv2d(**names, weight=weight, bias=grid(rng, channels) / 2, groups=groups, **options)
+
+    return make
+
+
+def conv1d(channels: int, kernel: int, groups: int = 1, **options: Any) -> Any:
+    def make(rng: np.random.Generator, names: Any, shape: Shape) -> Layer:
+        weight = grid(rng, channels, shape[0] // groups, kernel)
+        return Conv1d(**names, weight=weight, bias=grid(rng, channels) / 2, groups=groups, **options)
 
     return make
 
@@ -155,6 +200,10 @@ def scale() -> Any:
 
 def flatten() -> Any:
     return lambda rng, names, shape: Flatten(**names)
+
+
+def add() -> Any:
+    return lambda rng, names, shape: Add(**names)
 
 
 NETWORKS: dict[str, tuple[Shape, tuple[Any, ...]]] = {
@@ -200,6 +249,251 @@ NETWORKS: dict[str, tuple[Shape, tuple[Any, ...]]] = {
     "deep": ((3,), (*[linear(4), spike()] * 7, linear(2))),
     "no spikes": ((1, 3, 3), (conv(2, (2, 2)), flatten(), linear(3))),
     "many groups": ((130, 1, 1), (spike(), conv(130, (1, 1), groups=130), spike())),
+    "conv1d": (
+        (3, 17),
+        (
+            conv1d(4, 3, stride=2, padding=2),
+            spike(0.5, 0.375),
+            conv1d(6, 2, groups=2, dilation=3, padding=1),
+            spike(),
+            scale(),
+            conv1d(4, 4, stride=3, padding=4, dilation=2, groups=2),
+            spike(),
+            flatten(),
+            linear(3),
+        ),
+    ),
+    "conv1d readout": ((2, 6), (spike(), conv1d(3, 2), conv1d(2, 3))),
+}
+
+STEM = {"stem": ("x", conv(3, (3, 3), padding=(1, 1))), "a": ("stem", spike())}
+HEAD = {"flat": ("end", flatten()), "fc": ("flat", linear(3))}
+
+
+def same(channels: int = 3) -> Any:
+    """A convolution that keeps height and width."""
+    return conv(channels, (3, 3), padding=(1, 1))
+
+
+RESIDUAL: dict[str, tuple[Shape, dict[str, tuple[str, Any]]]] = {
+    "identity skip": (
+        (1, 5, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike(0.5, 0.25)),
+            "conv2": ("b", same()),
+            "sum": ("conv2 a", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
+    "projected skip": (
+        (1, 5, 4),
+        {
+            **STEM,
+            "conv1": ("a", same(4)),
+            "b": ("conv1", spike()),
+            "conv2": ("b", same(5)),
+            "project": ("a", conv(5, (1, 1))),
+            "sum": ("project conv2", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
+    "strided projection": (
+        (2, 6, 5),
+        {
+            **STEM,
+            "conv1": ("a", conv(4, (3, 3), padding=(1, 1), stride=(2, 2))),
+            "b": ("conv1", spike()),
+            "conv2": ("b", same(4)),
+            "project": ("a", conv(4, (1, 1), stride=(2, 2))),
+            "sum": ("conv2 project", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
+    "scaled skip": (
+        (1, 5, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike()),
+            "conv2": ("b", same()),
+            "skip": ("a", scale()),
+            "sum": ("conv2 skip", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
+    "two blocks": (
+        (1, 4, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike()),
+            "conv2": ("b", same()),
+            "sum1": ("conv2 a", add()),
+            "c": ("sum1", spike(0.5, 0.75)),
+            "conv3": ("c", same()),
+            "d": ("conv3", spike()),
+            "conv4": ("d", same()),
+            "sum2": ("c conv4", add()),
+            "end": ("sum2", spike()),
+            **HEAD,
+        },
+    ),
+    "nested blocks": (
+        (1, 4, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike()),
+            "conv2": ("b", same()),
+            "inner": ("conv2 b", add()),
+            "c": ("inner", spike()),
+            "conv3": ("c", same()),
+            "outer": ("conv3 a", add()),
+            "end": ("outer", spike()),
+            **HEAD,
+        },
+    ),
+    "add is the readout": (
+        (1, 4, 4),
+        {**STEM, "conv1": ("a", same()), "b": ("conv1", spike()), "conv2": ("b", same()), "sum": ("a conv2", add())},
+    ),
+    "add before the readout": (
+        (1, 4, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike()),
+            "end": ("a b", add()),
+            "pool": ("end", pool((2, 2), (2, 2))),
+            "flat": ("pool", flatten()),
+            "fc": ("flat", linear(3)),
+        },
+    ),
+    "pooled sum is the readout": (
+        (1, 4, 4),
+        {**STEM, "conv1": ("a", same()), "sum": ("conv1 a", add()), "pool": ("sum", pool((2, 2), (2, 1), (1, 0)))},
+    ),
+    "input skip": (
+        (2, 4, 5),
+        {
+            "conv1": ("x", same(3)),
+            "a": ("conv1", spike()),
+            "conv2": ("a", same(2)),
+            "skip": ("x", scale()),
+            "sum": ("skip conv2", add()),
+            "b": ("sum", spike()),
+            "conv3": ("b", same(2)),
+            "end": ("conv3 x", add()),
+        },
+    ),
+    "input skip through a convolution": (
+        (2, 4, 5),
+        {
+            "project": ("x", conv(3, (1, 1))),
+            "conv1": ("x", same(3)),
+            "a": ("conv1", spike()),
+            "conv2": ("a", same(3)),
+            "b": ("conv2", spike()),
+            "sum": ("b project", add()),
+            "conv3": ("sum", conv(2, (2, 2))),
+            "c": ("conv3", spike()),
+            "conv4": ("sum", conv(2, (2, 2))),
+            "both": ("c conv4", add()),
+            "end": ("both", spike()),
+            **HEAD,
+        },
+    ),
+    "branches from the input": (
+        (2, 4, 5),
+        {
+            "stem1": ("x", same(3)),
+            "stem2": ("x", same(3)),
+            "a": ("stem1", spike()),
+            "b": ("stem2", spike()),
+            "conv1": ("b", same(3)),
+            "sum": ("a conv1", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
+    "add feeds a convolution": (
+        (1, 5, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "b": ("conv1", spike()),
+            "sum": ("a b", add()),
+            "conv2": ("sum", same(2)),
+            "end": ("conv2", spike()),
+            **HEAD,
+        },
+    ),
+    "three convolutions against none": (
+        (1, 5, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "conv2": ("conv1", same()),
+            "conv3": ("conv2", scale()),
+            "sum": ("conv3 a", add()),
+            "b": ("sum", spike()),
+            "conv4": ("b", same()),
+            "last": ("conv4 a", add()),
+            "end": ("last", spike()),
+            **HEAD,
+        },
+    ),
+    "the same layer more than once": (
+        (1, 3, 4),
+        {
+            **STEM,
+            "conv1": ("a", same()),
+            "sum1": ("conv1 a", add()),
+            "sum2": ("sum1 a", add()),
+            "b": ("sum2", spike()),
+            "double": ("b b", add()),
+            "conv2": ("double", same()),
+            "end": ("conv2", spike()),
+            **HEAD,
+        },
+    ),
+    "flattened joins": (
+        (2, 3, 4),
+        {
+            **STEM,
+            "conv1": ("a", conv(2, (2, 1))),
+            "b": ("conv1", spike()),
+            "flat_b": ("b", flatten()),
+            "flat_a": ("a", flatten()),
+            "fc1": ("flat_a", linear(16)),
+            "c": ("fc1", spike()),
+            "fc2": ("c", linear(16)),
+            "sum": ("flat_b fc2", add()),
+            "d": ("sum", spike()),
+            "sum2": ("d flat_b", add()),
+            "fc3": ("sum2", linear(3)),
+        },
+    ),
+    "signals": (
+        (2, 9),
+        {
+            "stem": ("x", conv1d(4, 3, padding=1)),
+            "a": ("stem", spike()),
+            "conv1": ("a", conv1d(4, 3, padding=1, stride=2)),
+            "b": ("conv1", spike(0.5, 0.25)),
+            "conv2": ("b", conv1d(4, 3, padding=2, dilation=2, groups=2)),
+            "project": ("a", conv1d(4, 1, stride=2)),
+            "sum": ("conv2 project", add()),
+            "end": ("sum", spike()),
+            **HEAD,
+        },
+    ),
 }
 
 
@@ -226,10 +520,17 @@ def expect_equal(record: SpikeRecord, graph: LayerGraph, x: NDArray[np.float32],
 # ---- agreement -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_equals_the_naive_loop(name: str, rng: np.random.Generator) -> None:
+def named(rng: np.random.Generator, name: str) -> LayerGraph:
+    """The network of that name."""
+    if name in RESIDUAL:
+        return dag(rng, *RESIDUAL[name])
     shape, makers = NETWORKS[name]
-    graph = chain(rng, shape, *makers)
+    return chain(rng, shape, *makers)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *RESIDUAL])
+def test_equals_the_naive_loop(name: str, rng: np.random.Generator) -> None:
+    graph = named(rng, name)
     x = images(rng, graph, 7)
     record = Lava().run(build_network(graph), x, 5, membranes=True)
     assert record.backend == "lava"
@@ -239,17 +540,16 @@ def test_equals_the_naive_loop(name: str, rng: np.random.Generator) -> None:
     expect_equal(record, graph, x, 5)
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "two blocks", "input skip through a convolution", "signals"])
 def test_exports_from_nir(name: str, rng: np.random.Generator) -> None:
-    shape, makers = NETWORKS[name]
-    graph = chain(rng, shape, *makers)
+    graph = named(rng, name)
     x = images(rng, graph, 3)
     backend = Lava()
     expect_equal(backend.run(backend.export(to_nir(graph)), x, 4), graph, x, 4)
 
 
 def test_one_native_network_runs_again_with_other_sizes(rng: np.random.Generator) -> None:
-    graph = chain(rng, *NETWORKS["mlp"][:1], *NETWORKS["mlp"][1])
+    graph = named(rng, "mlp")
     network = build_network(graph)
     for count, steps in ((1, 1), (3, 4), (3, 4), (1, 9)):
         x = images(rng, graph, count)
@@ -258,13 +558,73 @@ def test_one_native_network_runs_again_with_other_sizes(rng: np.random.Generator
         expect_equal(record, graph, x, steps)
 
 
+@pytest.mark.parametrize("name", ["identity skip", "three convolutions against none", "branches from the input"])
+def test_without_delays_the_spikes_are_wrong(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(model: Any) -> None:
+        model.a_out.send(model.gain * model.a_in.recv())
+
+    monkeypatch.setattr("exporters.lava.processes.streams.PyDelayModelFloat.run_spk", at_once)
+    graph = named(rng, name)
+    x = images(rng, graph, 7)
+    record = Lava().run(build_network(graph), x, 5)
+    spikes, _, _ = naive_run(graph, x, 5)
+    wrong = {layer: int((record.spikes(layer) != (spikes[layer] == 1)).sum()) for layer in graph.spiking}
+    assert wrong["a"] == 0, "before the first join nothing can be late"
+    assert wrong["end"] > 0
+
+
+def test_the_readouts_own_sum_is_that_of_the_last_image(rng: np.random.Generator) -> None:
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    graph = named(rng, "input skip")
+    native, x = build_network(graph), images(rng, graph, 3)
+    processes = native.build(x, steps=4)
+    try:
+        processes.readout.run(condition=RunSteps(processes.steps), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+        total = processes.readout.v.get()
+    finally:
+        processes.readout.stop()
+    _, _, readout = naive_run(graph, x, 4)
+    np.testing.assert_array_equal(native.readout_layout.from_lava(total), readout[:, -1].sum(axis=0))
+
+
+def test_only_the_shorter_branch_of_a_join_is_delayed(rng: np.random.Generator) -> None:
+    native = build_network(named(rng, "two blocks"))
+    processes = native.build(images(rng, native.graph, 2), steps=3)
+    assert processes.offsets == {"a": 0, "b": 1, "c": 2, "d": 3, "end": 4}
+    assert [delay.proc_params["steps"] for delay in processes.delays] == [2, 2]
+    assert len(processes.sources) == 1
+    # A layer heard late by two is held back once, and one that is heard twice is doubled.
+    graph = dag(
+        rng,
+        (2, 3, 3),
+        {
+            "a": ("x", spike()),
+            "conv1": ("a", same(2)),
+            "sum1": ("conv1 a", add()),
+            "b": ("sum1", spike()),
+            "sum2": ("a sum1", add()),
+            "c": ("sum2", spike()),
+            "sum3": ("a b", add()),
+            "conv2": ("sum3", same(2)),
+            "end": ("conv2 c", add()),
+        },
+    )
+    processes = build_network(graph).build(images(rng, graph, 2), steps=3)
+    delays = [(delay.proc_params["steps"], delay.proc_params["gain"]) for delay in processes.delays]
+    assert delays == [(1, 1), (1, 2), (1, 1)]
+
+
 def test_processes_are_lavas_own_and_layouts_restore_the_order(rng: np.random.Generator) -> None:
     from lava.proc.conv.process import Conv
     from lava.proc.dense.process import Dense
 
     from exporters.lava.processes import IntegrateFire as LavaIntegrateFire
 
-    graph = chain(rng, *NETWORKS["conv"][:1], *NETWORKS["conv"][1])
+    graph = named(rng, "conv")
     network = build_network(graph)
     processes = network.build(images(rng, graph, 2), steps=3)
     kinds = [LavaIntegrateFire, Conv, LavaIntegrateFire, Conv, LavaIntegrateFire, Conv, Dense]
@@ -300,6 +660,29 @@ def test_the_neuron_works_in_a_lava_program_of_ones_own() -> None:
     np.testing.assert_array_equal(total, [3.0, 1.0])
 
 
+def test_the_delay_works_in_a_lava_program_of_ones_own() -> None:
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    from exporters.lava.processes import CurrentSource, Delay, Sink, shared_array
+
+    with pytest.raises(ValueError, match=r"Delay 'late': expected a number of steps from 0 on, got -1"):
+        Delay(shape=(2,), steps=-1, name="late")
+    source = CurrentSource(currents=np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), interval=1, offset=1)
+    lines = [Delay(shape=(2,), steps=0, gain=3), Delay(shape=(2,), steps=1), Delay(shape=(2,), steps=3, gain=-0.5)]
+    kept = [shared_array((6, 2), float) for _ in lines]
+    source.a_out.connect([line.a_in for line in lines])
+    for line, buffer in zip(lines, kept, strict=True):
+        line.a_out.connect(Sink(buffer=buffer).a_in)
+    try:
+        source.run(condition=RunSteps(6), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+    finally:
+        source.stop()
+    np.testing.assert_array_equal(kept[0], [[0, 0], [3, 6], [9, 12], [15, 18], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(kept[1], [[0, 0], [0, 0], [1, 2], [3, 4], [5, 6], [0, 0]])
+    np.testing.assert_array_equal(kept[2], [[0, 0], [0, 0], [0, 0], [0, 0], [-0.5, -1], [-1.5, -2]])
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -309,24 +692,6 @@ def test_refuses_what_it_cannot_run_exactly(rng: np.random.Generator) -> None:
     norm = BatchNorm(name="norm", inputs=("x",), scale=ones, shift=ones)
     with pytest.raises(GraphError, match=r"'norm' \(BatchNorm.*rewrite"):
         build_network(LayerGraph((x, norm)))
-
-
-def test_refuses_a_branch() -> None:
-    class Add(Layer):
-        arity = 2
-
-        def output_shape(self, *shapes: Shape) -> Shape:
-            return shapes[0]
-
-    ones = np.ones(2, dtype=np.float32)
-    layers = (
-        Input(name="x", shape=(2,)),
-        Scale(name="left", inputs=("x",), scale=ones),
-        Scale(name="right", inputs=("x",), scale=ones),
-        Add(name="sum", inputs=("left", "right")),
-    )
-    with pytest.raises(GraphError, match=r"'x' feeds \['left', 'right'\].*chains"):
-        build_network(LayerGraph(layers))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +704,7 @@ def test_refuses_a_branch() -> None:
     ],
 )
 def test_refuses_wrong_inputs(x: Any, steps: int, message: str, rng: np.random.Generator) -> None:
-    network = build_network(chain(rng, *NETWORKS["mlp"][:1], *NETWORKS["mlp"][1]))
+    network = build_network(named(rng, "mlp"))
     with pytest.raises(InputError, match=message):
         Lava().run(network, x.astype(np.float32), steps)
 

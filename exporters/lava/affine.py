@@ -1,4 +1,4 @@
-"""The layers between two spiking layers, lowered to Lava's two, `Conv2d` and `Linear`, and computed on the host.
+"""The layers between spiking layers, lowered to Lava's two, `Conv2d` and `Linear`, and computed on the host.
 
 Everything is float64, as in Lava's floating-point models: on a dyadic grid that is exact, off it the rounding stays
 far below float32's, and both halves of the network, on the host and in Lava, compute in one precision.
@@ -6,52 +6,91 @@ far below float32's, and both halves of the network, on the host and in Lava, co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from bridge.errors import GraphError
-from bridge.graph import AvgPool2d, Conv2d, Flatten, Layer, Linear, Scale, Shape
+from bridge.graph import (
+    Add,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    Input,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Linear,
+    Scale,
+    Shape,
+)
 
 Float64 = NDArray[np.float64]
-Lowered = Conv2d | Linear | Flatten
+Synapse = Conv2d | Linear
 
 
-def lower(layer: Layer, shape: Shape) -> Lowered:
-    """`layer`, whose input has `shape`, as a convolution, a matrix or a flattening of the same name.
+def lower(layer: Layer, shape: Shape) -> Synapse:
+    """`layer`, whose input has `shape`, as a convolution or a matrix of the same name and inputs.
 
-    A pooling and a scaled feature map become depthwise convolutions, a scaled vector a diagonal matrix. Raises
-    `GraphError` for any other kind of layer.
+    A `Conv1d` becomes a convolution of height 1, a pooling and a scaled feature map depthwise ones, a scaled vector a
+    diagonal matrix. Raises `GraphError` for any other kind of layer.
     """
     match layer:
-        case Conv2d() | Linear() | Flatten():
+        case Conv2d() | Linear():
             return layer
+        case Conv1d(name=name, inputs=inputs, weight=weight, bias=bias):
+            return Conv2d(
+                name=name,
+                inputs=inputs,
+                weight=weight[:, :, None],
+                bias=bias,
+                stride=(1, layer.stride),
+                padding=(0, layer.padding),
+                dilation=(1, layer.dilation),
+                groups=layer.groups,
+            )
         case AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding):
-            weight = np.full((shape[0], 1, *kernel), 1 / np.prod(kernel))
-            return _depthwise(name, inputs, weight, stride, padding)
-        case Scale(name=name, inputs=inputs, scale=scale) if len(shape) == 3:
+            mean = np.full((shape[0], 1, *kernel), 1 / np.prod(kernel))
+            return _depthwise(name, inputs, mean, stride, padding)
+        case Scale(name=name, inputs=inputs, scale=scale) if len(shape) in (2, 3):
             return _depthwise(name, inputs, scale.astype(np.float64).reshape(-1, 1, 1, 1))
         case Scale(name=name, inputs=inputs, scale=scale) if len(shape) == 1:
             return Linear(name=name, inputs=inputs, weight=np.diag(scale.astype(np.float64)), bias=np.zeros(shape))
     raise GraphError(
-        f"layer {layer.name!r} ({type(layer).__name__}, input {shape}): the Lava backend knows Conv2d, Linear, Scale, "
-        "AvgPool2d, Flatten and IntegrateFire; rewrite the network with these"
+        f"layer {layer.name!r} ({type(layer).__name__}, input {shape}): the Lava backend knows Conv2d, Conv1d, Linear, "
+        "Scale, AvgPool2d, Flatten, Add and IntegrateFire; rewrite the network with these"
     )
 
 
-def evaluate(layers: Iterable[Lowered], x: NDArray[np.generic]) -> Float64:
-    """The output of a chain of lowered layers for inputs `x` ``[B, *shape]``, in float64."""
-    values: Float64 = np.asarray(x, dtype=np.float64)
-    for layer in layers:
-        match layer:
+def at_rest(graph: LayerGraph, lowered: Mapping[str, Synapse], x: NDArray[np.generic]) -> dict[str, Float64]:
+    """What each layer of `graph` gives for images `x` ``[B, *input]`` while no neuron spikes, in float64.
+
+    A layer that the images reach without passing a neuron is ``[B, *shape]``; any other is the same for all images and
+    ``[1, *shape]``. `lowered` holds the layers that have weights, by name.
+    """
+    values: dict[str, Float64] = {}
+    for layer in graph:
+        shape = graph.shapes[layer.name]
+        inputs = [values[source] for source in layer.inputs]
+        match lowered.get(layer.name, layer):
+            case Input():
+                value = np.asarray(x, dtype=np.float64)
+            case IntegrateFire():
+                value = np.zeros((1, *shape))
+            case Add():
+                value = inputs[0] + inputs[1]
             case Flatten():
-                values = values.reshape(len(values), -1)
-            case Linear():
-                values = values @ layer.weight.astype(np.float64).T + layer.bias.astype(np.float64)
-            case Conv2d():
-                values = np.stack([_convolve(layer, image) for image in values])
+                value = inputs[0]
+            case Linear(weight=weight, bias=bias):
+                value = inputs[0] @ weight.astype(np.float64).T + bias.astype(np.float64)
+            case Conv2d() as synapse:
+                channels, *size = graph.shapes[layer.inputs[0]]
+                maps = inputs[0].reshape(-1, channels, *[1] * (2 - len(size)), *size)
+                value = np.stack([_convolve(synapse, image) for image in maps])
+        values[layer.name] = value.reshape(-1, *shape)
     return values
 
 

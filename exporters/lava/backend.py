@@ -30,8 +30,9 @@ LEAST_LIMIT, GENEROSITY = 120.0, 20.0
 class Lava:
     """Lava (lava-nc) on the CPU in floating point: stock Dense and Conv, and our `IntegrateFire` between them.
 
-    All images run through the network in one stream, each layer working on its own image. `time_limit` is in seconds
-    for one `run`, start-up included; by default it grows with the network, the images and the steps.
+    All images run through the network in one stream, each layer working on its own image; where branches of different
+    depth meet, a `Delay` holds the shorter one back. `time_limit` is in seconds for one `run`, start-up included; by
+    default it grows with the network, the images and the steps.
     """
 
     time_limit: float | None = None
@@ -47,7 +48,7 @@ class Lava:
         return probe(PACKAGES, INSTALL)
 
     def export(self, graph: nir.NIRGraph) -> LavaNetwork:
-        """The network of Lava Processes for `graph`, which must be a chain. Raises `GraphError` otherwise."""
+        """The network of Lava Processes for `graph`. Raises `GraphError` for a layer that Lava cannot run."""
         from bridge.nir_graph import from_nir
 
         return build_network(from_nir(graph))
@@ -64,10 +65,10 @@ class Lava:
         with quiet():
             processes = native.build(x, steps)
             taps = _Taps(native, processes, len(x) * steps, membranes)
-        members = [processes.source, processes.readout, *processes.layers.values(), *taps.sinks]
+        members = [*processes.all, *taps.sinks]
         limit = self.time_limit if self.time_limit is not None else _limit(native, processes, len(members))
         try:
-            run_to_end(processes.source, processes.steps, limit)
+            run_to_end(processes.readout, processes.steps, limit)
         finally:
             forget(members)
         return taps.record(self.name, len(x), steps)
@@ -140,11 +141,9 @@ def _check(graph: LayerGraph, x: NDArray[np.float32], steps: int) -> None:
 def _limit(network: LavaNetwork, processes: Processes, members: int) -> float:
     """Seconds that a run may take, generously: by the steps and by what one step costs."""
     seconds = members * PROCESS_SECONDS
-    for stage in network.stages:
-        for layer in stage.synapses:
-            size = int(np.prod(network.graph.shapes[layer.name][1:])) if isinstance(layer, Conv2d) else 1
-            weight = getattr(layer, "weight", np.zeros((0, 0)))
-            seconds += weight.size * size * PRODUCT_SECONDS
-            if isinstance(layer, Conv2d):
-                seconds += weight.shape[0] * weight.shape[1] * PAIR_SECONDS
+    for layer in network.synapses.values():
+        size = int(np.prod(network.graph.shapes[layer.name][1:]))  # 1 for a Linear's vector
+        seconds += layer.weight.size * size * PRODUCT_SECONDS
+        if isinstance(layer, Conv2d):
+            seconds += layer.weight.shape[0] * layer.weight.shape[1] * PAIR_SECONDS
     return LEAST_LIMIT + GENEROSITY * processes.steps * seconds

@@ -2,92 +2,83 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge import graph as layers
-from bridge.errors import GraphError
 from bridge.graph import Layer, LayerGraph, Shape
-from exporters.lava.affine import Float64, Lowered, evaluate, lower
-from exporters.lava.processes import CurrentSource, IntegrateFire, Readout
+from exporters.lava.affine import Float64, Synapse, at_rest, lower
+from exporters.lava.processes import CurrentSource, Delay, IntegrateFire, Readout
 
 # isort: split
 import lava.proc.dense.models  # noqa: F401  (a missing dependency of Dense would else show only when Lava compiles)
-from lava.magma.core.process.ports.ports import OutPort
+from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.proc.conv.process import Conv
 from lava.proc.dense.process import Dense
 
 SPIKE_BITS = 0  # Dense and Conv read a plain spike
-GRADED_BITS = 24  # …or a value, such as a pooled mean; what Loihi 2's graded spikes carry at most
+GRADED_BITS = 24  # …or a value, such as a pooled mean or a sum of spikes; what Loihi 2's graded spikes carry at most
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How Lava orders a layer's neurons: a feature map ``[C, H, W]`` as ``[W, H, C]``, a vector as it is.
-
-    ``shape`` is the layer's own; a vector that was a feature map keeps Lava's order of that map, whose shape is then
-    ``grid``.
+    """How Lava orders a layer's neurons: a feature map ``[C, H, W]`` as ``[W, H, C]``, a signal ``[C, N]`` as the
+    feature map of height 1, ``[N, 1, C]``, a vector as it is. ``shape`` is the layer's own.
     """
 
     shape: Shape
-    grid: Shape | None = None
+
+    @property
+    def grid(self) -> Shape:
+        """``shape`` with the height that a signal lacks."""
+        return (self.shape[0], 1, self.shape[1]) if len(self.shape) == 2 else self.shape
 
     @property
     def lava_shape(self) -> Shape:
         """The shape of Lava's ports for this layer."""
-        return self.shape[::-1] if len(self.shape) == 3 else self.shape
+        return self.grid[::-1] if len(self.grid) == 3 else self.grid
 
-    def flat(self, shape: Shape) -> Layout:
-        """The layout after flattening to `shape`."""
-        return Layout(shape, self.shape) if len(self.shape) == 3 else Layout(shape, self.grid)
-
-    def to_lava(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def to_lava(self, values: NDArray[Kind]) -> NDArray[Kind]:
         """``[..., *shape]`` in Lava's order and shape."""
-        return self._reordered(values, self.grid, self.lava_shape)
+        values = values.reshape(*values.shape[: values.ndim - len(self.shape)], *self.grid)
+        return np.swapaxes(values, -1, -3) if len(self.grid) == 3 else values
 
-    def from_lava(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def from_lava(self, values: NDArray[Kind]) -> NDArray[Kind]:
         """``[..., *lava_shape]`` in the layer's order and shape."""
-        return self._reordered(values, self.grid and self.grid[::-1], self.shape)
-
-    def _reordered(self, values: NDArray[np.generic], grid: Shape | None, shape: Shape) -> NDArray[np.generic]:
-        if grid is None:
-            return np.swapaxes(values, -1, -3) if len(self.shape) == 3 else values
-        lead = values.shape[: values.ndim - 1]
-        return np.swapaxes(values.reshape(*lead, *grid), -1, -3).reshape(*lead, *shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One layer of neurons with the layers that lead to it from the stage before.
-
-    ``neuron`` is None for the readout. ``bias`` ``[*layout.shape]`` is what the chain of ``synapses`` gives for zeros.
-    """
-
-    synapses: tuple[Lowered, ...]
-    neuron: layers.IntegrateFire | None
-    bias: Float64
-    layout: Layout
+        values = np.swapaxes(values, -1, -3) if len(self.grid) == 3 else values
+        return values.reshape(*values.shape[: values.ndim - len(self.grid)], *self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Processes:
     """One set of connected Lava Processes, ready for one run of `steps` Lava steps.
 
-    ``layers`` maps a layer's name to its Dense, Conv or `IntegrateFire`. Layers before the first spiking one are
-    computed on the host and are found in ``source``; a Flatten only reorders a Dense's columns. ``offsets`` tells at
-    which Lava step, counted from 0, a spiking layer has its first input, and ``delay`` the same of the readout.
+    ``layers`` maps a layer's name to its Dense, Conv or `IntegrateFire`. Layers that the images reach without passing
+    a neuron are computed on the host and found in the ``sources`` of those neurons that hear them; an Add and a
+    Flatten are connections. ``delays`` hold back what would reach a join too early. ``offsets`` tells at which Lava
+    step, counted from 0, a spiking layer has its first input, and ``delay`` the same of the readout.
     """
 
-    source: CurrentSource
     layers: Mapping[str, AbstractProcess]
     readout: Readout
+    sources: tuple[CurrentSource, ...]
+    delays: tuple[Delay, ...]
     offsets: Mapping[str, int]
     delay: int
     steps: int
+
+    @property
+    def all(self) -> list[AbstractProcess]:
+        """Every Process."""
+        return [*self.sources, *self.layers.values(), *self.delays, self.readout]
 
 
 class LavaNetwork:
@@ -99,163 +90,174 @@ class LavaNetwork:
         processes = network.build(images, steps=8)
         processes.layers["fc1"].weights.init          # Lava's own Dense
         processes.layers["act1"].s_out.connect(...)   # IntegrateFire: u_out, s_out
-        processes.source.run(RunSteps(processes.steps), Loihi2SimCfg(select_tag="floating_pt"))
-        processes.source.stop()
+        processes.readout.run(RunSteps(processes.steps), Loihi2SimCfg(select_tag="floating_pt"))
+        processes.readout.stop()
 
     Neurons are in Lava's order; ``layouts[name].from_lava`` puts a layer's recorded values back into the graph's.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
-        """Plan `graph`, a chain. Raises `GraphError` for a branch or a layer that Lava cannot run."""
-        _expect_chain(graph)
+        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run.
+
+        ``synapses`` are the layers with weights, ``heard`` tells which Processes a layer's inputs are the sum of (and
+        how many times each), and ``depths`` how many Lava steps late a Process is.
+        """
         self.graph = graph
-        self.encoder, self.stages = _plan(graph)
+        self.synapses: dict[str, Synapse] = {}
+        self.heard: dict[str, Counter[str]] = {}
+        self.depths: dict[str, int] = {}
+        self.analog: set[str] = set()
+        given: dict[str, Counter[str]] = {}
+        for layer in graph:
+            name = layer.name
+            heard = sum((given[source] for source in layer.inputs), Counter[str]())
+            fires = isinstance(layer, layers.IntegrateFire)
+            if isinstance(layer, layers.Input) or (not fires and not self.analog.isdisjoint(layer.inputs)):
+                self.analog.add(name)
+            if not isinstance(layer, layers.Input | layers.IntegrateFire | layers.Add | layers.Flatten):
+                self.synapses[name] = lower(layer, graph.shapes[layer.inputs[0]])
+            if fires or (heard and name in self.synapses):
+                self.depths[name] = self.arrival(heard) + (not fires)
+            self.heard[name] = heard
+            given[name] = Counter([name]) if name in self.depths else heard
+        self.output = given[graph.output.name]
 
     @property
     def layouts(self) -> dict[str, Layout]:
         """Lava's order of each spiking layer's neurons."""
-        return {stage.neuron.name: stage.layout for stage in self.stages if stage.neuron is not None}
+        return {name: Layout(self.graph.shapes[name]) for name in self.graph.spiking}
 
     @property
     def readout_layout(self) -> Layout:
         """Lava's order of the readout."""
-        return self.stages[-1].layout
+        return Layout(self.graph.shapes[self.graph.output.name])
+
+    def arrival(self, heard: Counter[str]) -> int:
+        """How many Lava steps late the sum of the Processes `heard` is, the earlier ones waiting for the last."""
+        return max((self.depths[source] for source in heard), default=0)
 
     def build(self, x: NDArray[np.floating], steps: int) -> Processes:
         """Fresh, connected Processes that run images `x` ``[B, *input]`` for `steps` time steps each, in one stream."""
-        first = self.stages[0].layout
-        currents = np.ascontiguousarray(first.to_lava(evaluate(self.encoder, x)))
-        source = CurrentSource(currents=currents, interval=steps, name=self.graph.input.name)
-        wiring = _Wiring(source.a_out, steps)
-        for stage in self.stages:
-            wiring.add(stage)
-        assert wiring.readout is not None  # the plan ends with a readout
-        delay = wiring.offset
-        return Processes(source, wiring.layers, wiring.readout, wiring.offsets, delay, len(x) * steps + delay)
-
-
-class _Wiring:
-    """Makes one stage's Processes after another and connects each to the one before."""
-
-    def __init__(self, port: OutPort, interval: int) -> None:
-        self.port = port
-        self.interval = interval
-        self.bits = GRADED_BITS
-        self.offset = 0
-        self.layers: dict[str, AbstractProcess] = {}
-        self.offsets: dict[str, int] = {}
-        self.readout: Readout | None = None
-
-    def add(self, stage: Stage) -> None:
-        """Append `stage`."""
-        for synapse in stage.synapses:
-            if not isinstance(synapse, layers.Flatten):
-                self._add_synapse(synapse)
-        bias = np.ascontiguousarray(stage.layout.to_lava(stage.bias))
-        shape = stage.layout.lava_shape
-        if stage.neuron is None:
-            self.readout = Readout(shape=shape, bias=bias, interval=self.interval, offset=self.offset)
-            self._connect(self.readout)
-            return
-        # The reference compares in float32: its level, exactly, is the one to reach.
-        level = stage.neuron.level.astype(np.float32).astype(np.float64)
-        per_neuron = np.broadcast_to(level.reshape(-1, *[1] * (len(stage.layout.shape) - 1)), stage.layout.shape)
-        neuron = IntegrateFire(
-            shape=shape,
-            level=np.ascontiguousarray(stage.layout.to_lava(per_neuron)),
-            bias=bias,
-            interval=self.interval,
-            offset=self.offset,
-            name=stage.neuron.name,
+        wiring = _Wiring(self, at_rest(self.graph, self.synapses, x), steps)
+        for layer in self.graph:
+            if isinstance(layer, layers.IntegrateFire):
+                wiring.add_neurons(layer)
+            elif layer.name in self.depths:
+                wiring.add_synapse(self.synapses[layer.name])
+        readout = wiring.add_readout(self.graph.output)
+        delay = self.arrival(self.output)
+        return Processes(
+            layers=wiring.processes,
+            readout=readout,
+            sources=tuple(wiring.sources),
+            delays=tuple(wiring.delays.values()),
+            offsets={name: self.depths[name] for name in self.graph.spiking},
+            delay=delay,
+            steps=len(x) * steps + delay,
         )
-        self._connect(neuron)
-        self.port, self.bits = neuron.s_out, SPIKE_BITS
-        self.layers[stage.neuron.name] = neuron
-        self.offsets[stage.neuron.name] = self.offset
 
-    def _add_synapse(self, synapse: layers.Conv2d | layers.Linear) -> None:
+
+@dataclass(eq=False)
+class _Wiring:
+    """Makes one Process after another and connects each to those it hears. ``rest`` is what `at_rest` returns."""
+
+    plan: LavaNetwork
+    rest: Mapping[str, Float64]
+    interval: int
+    processes: dict[str, AbstractProcess] = field(default_factory=dict)
+    sources: list[CurrentSource] = field(default_factory=list)
+    delays: dict[tuple[str, int, int], Delay] = field(default_factory=dict)
+
+    def add_synapse(self, synapse: Synapse) -> None:
+        """Lava's Dense or Conv."""
+        heard = self.plan.heard[synapse.name]
+        ((source, count), *more) = heard.items()
+        plain = not more and count == 1 and isinstance(self.processes[source], IntegrateFire)
+        bits = SPIKE_BITS if plain else GRADED_BITS
         if isinstance(synapse, layers.Linear):
-            process = Dense(weights=synapse.weight, num_message_bits=self.bits, name=synapse.name)
+            weight = synapse.weight.astype(np.float64)
+            process = Dense(weights=weight, num_message_bits=bits, name=synapse.name)
         else:
             process = Conv(
                 weight=lava_kernel(synapse.weight),
-                input_shape=self.port.shape,
+                input_shape=Layout(self.plan.graph.shapes[synapse.inputs[0]]).lava_shape,
                 stride=synapse.stride[::-1],
                 padding=synapse.padding[::-1],
                 dilation=synapse.dilation[::-1],
                 groups=synapse.groups,
-                num_message_bits=self.bits,
+                num_message_bits=bits,
                 name=synapse.name,
             )
-        self._connect(process)
-        self.port, self.bits = process.a_out, GRADED_BITS
-        self.layers[synapse.name] = process
-        self.offset += 1
+        self._connect(heard, process.s_in)
+        self.processes[synapse.name] = process
 
-    def _connect(self, process: AbstractProcess) -> None:
-        entry = process.s_in if isinstance(process, Dense | Conv) else process.a_in
-        port = self.port if self.port.shape == entry.shape else self.port.reshape(entry.shape)
-        port.connect(entry)
+    def add_neurons(self, layer: layers.IntegrateFire) -> None:
+        """A layer of spiking neurons."""
+        layout = Layout(self.plan.graph.shapes[layer.name])
+        # The reference compares in float32: its level, exactly, is the one to reach.
+        level = layer.level.astype(np.float32).astype(np.float64)
+        per_neuron = np.broadcast_to(level.reshape(-1, *[1] * (len(layout.shape) - 1)), layout.shape)
+        neuron = IntegrateFire(
+            shape=layout.lava_shape,
+            level=np.ascontiguousarray(layout.to_lava(per_neuron)),
+            bias=self._bias(layer.inputs[0]),
+            interval=self.interval,
+            offset=self.plan.depths[layer.name],
+            name=layer.name,
+        )
+        self._drive(layer.inputs[0], self.plan.heard[layer.name], neuron.a_in)
+        self.processes[layer.name] = neuron
+
+    def add_readout(self, layer: Layer) -> Readout:
+        """The readout of `layer`, the network's last."""
+        readout = Readout(
+            shape=self.plan.readout_layout.lava_shape,
+            bias=self._bias(layer.name),
+            interval=self.interval,
+            offset=self.plan.arrival(self.plan.output),
+        )
+        self._drive(layer.name, self.plan.output, readout.a_in)
+        return readout
+
+    def _bias(self, source: str) -> Float64:
+        """What neurons that hear layer `source` get at every step of every image; what varies, a source delivers."""
+        bias: Float64 = self._at_rest(source)[0]
+        return np.zeros_like(bias) if source in self.plan.analog else bias
+
+    def _drive(self, source: str, heard: Counter[str], entry: InPort) -> None:
+        """Lead layer `source`, the sum of the Processes `heard` and of what the images give directly, into `entry`."""
+        self._connect(heard, entry)
+        if source in self.plan.analog:
+            offset = self.plan.arrival(heard)
+            current = CurrentSource(currents=self._at_rest(source), interval=self.interval, offset=offset)
+            current.a_out.connect(entry)
+            self.sources.append(current)
+
+    def _at_rest(self, name: str) -> Float64:
+        return np.ascontiguousarray(Layout(self.plan.graph.shapes[name]).to_lava(self.rest[name]))
+
+    def _connect(self, heard: Counter[str], entry: InPort) -> None:
+        """Sum the Processes `heard` at `entry`, where Lava adds what arrives, all of them as late as the last."""
+        arrival = self.plan.arrival(heard)
+        for source, count in heard.items():
+            port = self._output(source, arrival - self.plan.depths[source], count)
+            if port.shape != entry.shape:  # flattened on the way, in the graph's order
+                port = (port.transpose([2, 1, 0]) if len(port.shape) == 3 else port).flatten()
+            port.connect(entry)
+
+    def _output(self, source: str, steps: int, gain: int) -> OutPort:
+        """The output of the Process `source`, `steps` steps late and taken `gain` times."""
+        process = self.processes[source]
+        port = process.s_out if isinstance(process, IntegrateFire) else process.a_out
+        if steps == 0 and gain == 1:
+            return port
+        key = (source, steps, gain)
+        if key not in self.delays:
+            self.delays[key] = Delay(shape=port.shape, steps=steps, gain=gain)
+            port.connect(self.delays[key].a_in)
+        return self.delays[key].a_out
 
 
 def lava_kernel(weight: NDArray[np.generic]) -> NDArray[np.float64]:
     """A cross-correlation kernel ``[C_out, C_in, H, W]`` as Lava's convolution kernel ``[C_out, W, H, C_in]``."""
     return np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1), dtype=np.float64)
-
-
-def _expect_chain(graph: LayerGraph) -> None:
-    for layer in graph:
-        readers = [reader.name for reader in graph.consumers(layer.name)]
-        if len(readers) > 1:
-            raise GraphError(
-                f"layer {layer.name!r} feeds {readers}: the Lava backend runs chains, in which each layer feeds one; "
-                "use another backend for networks with branches"
-            )
-        if len(layer.inputs) > 1:
-            raise GraphError(
-                f"layer {layer.name!r} ({type(layer).__name__}) has the inputs {list(layer.inputs)}: the Lava backend "
-                "runs chains, in which each layer has one; use another backend for networks with branches"
-            )
-
-
-def _plan(graph: LayerGraph) -> tuple[tuple[Lowered, ...], list[Stage]]:
-    """The host's layers and the stages: the chain cut after each spiking layer, the readout being the last piece."""
-    encoder: tuple[Lowered, ...] | None = None
-    stages: list[Stage] = []
-    pending: list[Layer] = []
-    layout = Layout(graph.input.shape)
-    for layer in (*graph.layers[1:], None):
-        if layer is not None and not isinstance(layer, layers.IntegrateFire):
-            pending.append(layer)
-            continue
-        start = graph.shapes[pending[0].inputs[0]] if pending else layout.shape
-        chain = tuple(lower(each, graph.shapes[each.inputs[0]]) for each in pending)
-        pending = []
-        if encoder is None:
-            encoder, chain = chain, ()
-            last = layer.inputs[0] if layer is not None else graph.output.name
-            layout = Layout(graph.shapes[last])
-            bias = np.zeros(layout.shape)
-        else:
-            bias = evaluate(chain, np.zeros((1, *start)))[0]
-            chain, layout = _ordered(chain, layout, graph)
-        stages.append(Stage(chain, layer, bias, layout))
-    assert encoder is not None  # the loop runs at least once
-    return encoder, stages
-
-
-def _ordered(chain: tuple[Lowered, ...], layout: Layout, graph: LayerGraph) -> tuple[tuple[Lowered, ...], Layout]:
-    """`chain` with the columns of its matrices in the order in which Lava delivers their input, and the last layout."""
-    ordered: list[Lowered] = []
-    for layer in chain:
-        shape = graph.shapes[layer.name]
-        if isinstance(layer, layers.Flatten):
-            layout = layout.flat(shape)
-        elif isinstance(layer, layers.Linear):
-            weight = np.ascontiguousarray(layout.to_lava(layer.weight), dtype=np.float64)
-            layer = layers.Linear(name=layer.name, inputs=layer.inputs, weight=weight, bias=layer.bias)
-            layout = Layout(shape)
-        else:
-            layout = Layout(shape)
-        ordered.append(layer)
-    return tuple(ordered), layout

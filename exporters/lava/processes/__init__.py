@@ -9,6 +9,6 @@ from exporters.lava import compat
 compat.apply()  # before the first module that imports Lava
 
 from exporters.lava.processes.neurons import IntegrateFire, Readout  # noqa: E402
-from exporters.lava.processes.streams import CurrentSource, Sink, shared_array  # noqa: E402
+from exporters.lava.processes.streams import CurrentSource, Delay, Sink, shared_array  # noqa: E402
 
-__all__ = ["CurrentSource", "IntegrateFire", "Readout", "Sink", "shared_array"]
+__all__ = ["CurrentSource", "Delay", "IntegrateFire", "Readout", "Sink", "shared_array"]

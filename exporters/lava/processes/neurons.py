@@ -30,7 +30,8 @@ class IntegrateFire(AbstractProcess):  # type: ignore[misc]
     level : the firing level, a scalar or broadcastable to `shape`.
     bias : current added at each step, likewise.
     interval : steps an image; 0 means that the potential is never reset.
-    offset : steps to rest at the start, the number of Dense and Conv Processes between the input and this layer.
+    offset : steps to rest at the start: the number of Dense and Conv Processes between the input and this layer,
+        on the longest way if there are several (the others then need a `Delay`).
 
     Ports: ``a_in``; ``s_out``, the spikes (0 or 1); ``u_out``, the potential after integration, before the spike is
     taken off. Unconnected ports are allowed: ``a_in`` then counts as 0. Var ``u`` is the potential after the reset.

@@ -1,8 +1,9 @@
-"""Data in and out of a running Lava network: `CurrentSource`, `Sink`, and the memory a Sink shares with its reader."""
+"""Data on its way through a Lava network: `CurrentSource`, `Delay`, `Sink`, and the memory a Sink shares."""
 
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 class CurrentSource(AbstractProcess):  # type: ignore[misc]
     """One constant current an image: ``a_out`` is ``currents[i]`` for `interval` steps, then ``currents[i + 1]``.
 
-    ``currents`` is ``[images, *shape]``; after the last image the source falls silent. It adds no delay.
+    ``currents`` is ``[images, *shape]``. The source is silent for its first `offset` steps and after the last image;
+    it adds no delay of its own.
     """
 
     def __init__(
@@ -35,12 +37,39 @@ class CurrentSource(AbstractProcess):  # type: ignore[misc]
         *,
         currents: NDArray[np.floating],
         interval: int,
+        offset: int = 0,
         name: str | None = None,
         log_config: LogConfig | None = None,
     ) -> None:
         # Not a Var: the model reads the array where it is, and a Var would copy all images.
-        super().__init__(currents=currents, interval=int(interval), name=name, log_config=log_config)
+        super().__init__(
+            currents=currents, interval=int(interval), offset=int(offset), name=name, log_config=log_config
+        )
         self.a_out = OutPort(shape=currents.shape[1:])
+
+
+class Delay(AbstractProcess):  # type: ignore[misc]
+    """A delay line: ``a_out`` is ``gain · a_in``, `steps` steps later, and zero until then.
+
+    Spikes or values, of any `shape`. Where branches of different depth meet, the shorter one needs it, since Lava's
+    Dense and Conv delay by one step each. With ``steps=0`` the data pass in the same step; a loop without a Dense or
+    Conv in it needs at least one. Raises `ValueError` for a negative `steps`.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        steps: int,
+        gain: float = 1.0,
+        name: str | None = None,
+        log_config: LogConfig | None = None,
+    ) -> None:
+        super().__init__(shape=shape, steps=int(steps), gain=float(gain), name=name, log_config=log_config)
+        if steps < 0:  # only now, since Lava cannot delete a Process that was not initialised
+            raise ValueError(f"Delay {self.name!r}: expected a number of steps from 0 on, got {steps}")
+        self.a_in = InPort(shape=shape)
+        self.a_out = OutPort(shape=shape)
 
 
 class Sink(AbstractProcess):  # type: ignore[misc]
@@ -73,12 +102,36 @@ class PyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
         super().__init__(proc_params)
         self.currents: NDArray[np.floating] = proc_params["currents"]
         self.interval: int = proc_params["interval"]
+        self.offset: int = proc_params["offset"]
 
     def run_spk(self) -> None:
         """Send the current of the image whose turn it is."""
-        image = (self.time_step - 1) // self.interval
-        silent = image >= len(self.currents)
-        self.a_out.send(np.zeros(self.currents.shape[1:]) if silent else self.currents[image])
+        image = (self.time_step - 1 - self.offset) // self.interval
+        sounding = 0 <= image < len(self.currents)
+        self.a_out.send(self.currents[image] if sounding else np.zeros(self.currents.shape[1:]))
+
+
+@implements(proc=Delay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyDelayModelFloat(PyLoihiProcessModel):  # type: ignore[misc]
+    """`Delay` in float64."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+
+    def __init__(self, proc_params: ProcessParameters) -> None:
+        super().__init__(proc_params)
+        self.gain: float = proc_params["gain"]
+        self.line = deque(np.zeros((proc_params["steps"], *proc_params["shape"])))
+
+    def run_spk(self) -> None:
+        """Send what came in `steps` steps ago, first of all so that a loop through this Process can go on."""
+        if not self.line:
+            self.a_out.send(self.gain * self.a_in.recv())
+            return
+        self.a_out.send(self.gain * self.line.popleft())
+        self.line.append(self.a_in.recv())
 
 
 @implements(proc=Sink, protocol=LoihiProtocol)
