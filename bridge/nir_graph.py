@@ -27,6 +27,7 @@ import numpy as np
 from bridge.errors import GraphError
 from bridge.graph import (
     Add,
+    Affine,
     Array,
     AvgPool2d,
     Conv1d,
@@ -141,6 +142,10 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             if isinstance(error, GraphError):
                 raise
             raise GraphError(f"node {name!r} ({type(node).__name__}): malformed parameters ({error})") from error
+    for layer in layers.values():
+        if isinstance(layer, Affine):
+            finite = bool(np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all())
+            layer.expect(finite, "finite weights and biases", "NaN or infinity among them")
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
     return LayerGraph(tuple(layers[name] for name in order))

@@ -865,3 +865,18 @@ def test_reshaped_ports_need_no_newshape() -> None:
     data = np.arange(6)
     assert port.get_transform_func_fwd()(data).shape == (2, 3)
     assert port.get_transform_func_bwd()(data.reshape(2, 3)).shape == (6,)
+
+
+def test_runs_in_several_threads_take_turns(small: Any) -> None:
+    native, x = small
+    expected = Lava().run(native, x, 3)
+    records: list[SpikeRecord] = []
+    threads = [threading.Thread(target=lambda: records.append(Lava().run(native, x, 3))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(records) == 3
+    for record in records:
+        np.testing.assert_array_equal(record.readout, expected.readout)
+    assert sys.stdout is not None

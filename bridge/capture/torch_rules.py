@@ -54,11 +54,11 @@ SUPPORTED = (
 )
 
 
-def array(value: Tensor | None, what: str, size: int = 0) -> np.ndarray:
-    """A float64 copy of a parameter; zeros of `size` for one that is absent."""
+def array(value: Tensor | None, what: str, size: int = 0, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """A copy of a parameter, zeros of `size` for one that is absent. Weights, the bulk, are float32 all the way."""
     if value is None:
         return np.zeros(size)
-    result = np.array(value.detach().to(device="cpu", dtype=torch.float64).numpy())
+    result: np.ndarray = value.detach().to(device="cpu", dtype=dtype, copy=True).contiguous().numpy()
     if not np.isfinite(result).all():
         raise ConversionError(f"its {what} holds {int((~np.isfinite(result)).sum())} values that are NaN or infinite")
     return result
@@ -67,7 +67,7 @@ def array(value: Tensor | None, what: str, size: int = 0) -> np.ndarray:
 def conv(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
     if options.padding_mode != "zeros" and np.any(options.padding not in (0, (0,), (0, 0), "valid")):
         raise ConversionError(f"padding_mode {options.padding_mode!r} is not supported; use 'zeros'")
-    weight = array(options.weight, "weight")
+    weight = array(options.weight, "weight", dtype=torch.float32)
     bias = array(options.bias, "bias", len(weight))
     rank = len(shape) - 1
     stride, dilation = numbers(options.stride, rank), numbers(options.dilation, rank)
@@ -94,7 +94,7 @@ def conv(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
 
 
 def linear(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
-    weight = array(options.weight, "weight")
+    weight = array(options.weight, "weight", dtype=torch.float32)
     if len(shape) != 1:
         raise ConversionError(f"it is applied to [B, {', '.join(map(str, shape))}]; flatten first")
     return [Linear(name=name, inputs=(source,), weight=weight, bias=array(options.bias, "bias", len(weight)))]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from bridge.graph import Affine, BatchNorm, Conv1d, Conv2d, Layer, LayerGraph, Linear
+from bridge.passes.scaling import scaled
 
 
 def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
@@ -24,7 +25,7 @@ def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
         before = source[0] if source else None
         if isinstance(before, Affine) and len(graph.consumers(layer.inputs[0])) == 1:
             rows = layer.scale.reshape(-1, *[1] * (before.weight.ndim - 1))
-            folded = replace(before, weight=rows * before.weight, bias=layer.scale * before.bias + layer.shift)
+            folded = replace(before, weight=scaled(before.weight, rows), bias=layer.scale * before.bias + layer.shift)
             changes[layer.inputs[0]] = [folded]
             changes[layer.name] = []
         else:

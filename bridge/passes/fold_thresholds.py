@@ -21,6 +21,7 @@ from bridge.graph import (
     LayerGraph,
     Scale,
 )
+from bridge.passes.scaling import scaled
 
 Factors = dict[tuple[str, str], Array]
 """By edge (source, reader): the factor per channel by which the reader wants the source's output multiplied."""
@@ -146,11 +147,11 @@ def _scale_inputs(layer: Affine, factor: Array) -> Affine:
     if isinstance(layer, Conv1d | Conv2d):  # within its group, an output channel sees a slice of the input channels
         grouped = layer.weight.reshape(layer.groups, -1, *layer.weight.shape[1:])
         per_group = factor.reshape(layer.groups, 1, -1, *[1] * (layer.weight.ndim - 2))
-        return replace(layer, weight=(grouped * per_group).reshape(layer.weight.shape))
-    return replace(layer, weight=layer.weight * factor)
+        return replace(layer, weight=scaled(grouped, per_group).reshape(layer.weight.shape))
+    return replace(layer, weight=scaled(layer.weight, factor))
 
 
 def _scale_outputs(layer: Affine, factor: Array) -> Affine:
     """`layer` with output channel c multiplied by ``factor[c]``."""
     rows = factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
-    return replace(layer, weight=layer.weight * rows, bias=layer.bias * factor)
+    return replace(layer, weight=scaled(layer.weight, rows), bias=layer.bias * factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,21 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.errors import BackendError, InputError
+from bridge.errors import BackendError
 from bridge.graph import Conv2d, LayerGraph
 from bridge.records import Recorder, SpikeRecord
-from exporters.base import Availability, probe
+from exporters.base import Availability, check_input, probe
 from exporters.lava import compat
 
 if TYPE_CHECKING:
     from exporters.lava.network import LavaNetwork, Layout, Processes
 
 PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy": "scipy", "asteval": "asteval"}
-INSTALL = 'pip install "qcfs-bridge[lava]" && pip install --no-deps --ignore-requires-python lava-nc==0.10.0'
+INSTALL = (
+    "pip install asteval networkx scikit-learn scipy && pip install --no-deps --ignore-requires-python lava-nc==0.10.0"
+)
+_ONE_AT_A_TIME = threading.Lock()
+"""Lava keeps its processes in global registers and forks: two runs in one program get in each other's way."""
 
 # For the time limit, per step, on a slow machine: a Process, a pair of channels in Conv, a multiplication.
 PROCESS_SECONDS, PAIR_SECONDS, PRODUCT_SECONDS = 1e-3, 3e-5, 5e-9
@@ -61,16 +66,17 @@ class Lava:
         """
         from exporters.lava.runtime import forget, quiet, run_to_end
 
-        _check(native.graph, x, steps)
-        with quiet():
-            processes = native.build(x, steps)
-            taps = _Taps(native, processes, len(x) * steps, membranes)
-        members = [*processes.all, *taps.sinks]
-        limit = self.time_limit if self.time_limit is not None else _limit(native, processes, len(members))
-        try:
-            run_to_end(processes.readout, processes.steps, limit)
-        finally:
-            forget(members)
+        check_input(native.graph.input.shape, x, steps)
+        with _ONE_AT_A_TIME:
+            with quiet():
+                processes = native.build(x, steps)
+                taps = _Taps(native, processes, len(x) * steps, membranes)
+            members = [*processes.all, *taps.sinks]
+            limit = self.time_limit if self.time_limit is not None else _limit(native, processes, len(members))
+            try:
+                run_to_end(processes.readout, processes.steps, limit)
+            finally:
+                forget(members)
         return taps.record(self.name, len(x), steps)
 
 
@@ -123,19 +129,6 @@ class _Taps:
                 recorder.spikes(name, at(step, self.spikes[name], layout), membrane)
             recorder.readout(at(step, self.readout, self.network.readout_layout))
         return recorder.finish()
-
-
-def _check(graph: LayerGraph, x: NDArray[np.float32], steps: int) -> None:
-    """Raise `InputError` unless `x` holds images of the graph's input shape and `steps` is positive."""
-    shape = graph.input.shape
-    if x.ndim != len(shape) + 1 or x.shape[1:] != shape or len(x) == 0:
-        raise InputError(
-            f"layer {graph.input.name!r}: expected images [B, {', '.join(map(str, shape))}], got {x.shape}"
-        )
-    if not np.all(np.isfinite(x)):
-        raise InputError(f"layer {graph.input.name!r}: the images hold NaN or infinite values")
-    if steps < 1:
-        raise InputError(f"expected at least one time step, got {steps}")
 
 
 def _limit(network: LavaNetwork, processes: Processes, members: int) -> float:
