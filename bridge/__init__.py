@@ -1,10 +1,12 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
 
+from bridge.adapters import register_activation
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
 from bridge.network import SpikingNetwork, convert, load
 from bridge.qcfs import QCFS
 from bridge.records import SpikeRecord
 from bridge.replace import replace_activations
+from bridge.thresholds import fit_thresholds
 from bridge.validate import Agreement
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "SpikingNetwork",
     "ValidationError",
     "convert",
+    "fit_thresholds",
     "load",
+    "register_activation",
     "replace_activations",
 ]

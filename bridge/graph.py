@@ -216,6 +216,8 @@ def _window(
     layer: Layer, shape: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape
 ) -> tuple[int, ...]:
     """The sizes after sliding a window over the dimensions of `shape` behind the channels."""
+    valid = min(kernel) >= 1 and min(stride) >= 1 and min(dilation) >= 1 and min(padding) >= 0
+    layer.expect(valid, "positive kernel, stride and dilation", (kernel, stride, dilation, padding))
     sizes = tuple(
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(shape[1:], kernel, stride, padding, dilation, strict=True)

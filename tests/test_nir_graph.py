@@ -336,3 +336,85 @@ def test_damaged_files(tmp_path):
     nir.write(path, nir.NIRGraph.from_list(nir.Affine(np.ones((2, 3)), np.zeros(2))))
     with pytest.raises(GraphError, match="nothing spikes"):
         bridge.load(path)
+
+
+def test_sums_written_as_several_edges():
+    """Another tool's way to write a residual join: two edges into one node, here the neuron's own integrator."""
+    model, shape = networks.residual()
+    snn = bridge.convert(model, torch.zeros(1, *shape))
+    graph = snn.to_nir()
+    joins = [name for name, node in graph.nodes.items() if sum(b == name for _, b in graph.edges) > 1]
+    for name in joins:
+        node = graph.nodes[name]
+        if isinstance(node, nir.Scale):  # the node of an Add: send its inputs to its readers directly
+            sources = [a for a, b in graph.edges if b == name]
+            readers = [b for a, b in graph.edges if a == name]
+            graph.edges[:] = [edge for edge in graph.edges if name not in edge]
+            graph.edges += [(source, reader) for source in sources for reader in readers]
+            del graph.nodes[name]
+    x = networks.dyadic_images(3, shape)
+    expected = snn.run(x, 4)
+    got = bridge.SpikingNetwork(from_nir(graph)).run(x, 4)
+    for layer in snn.layers:
+        np.testing.assert_array_equal(got.packed[layer], expected.packed[layer])
+
+
+def write_hdf5(path, change):
+    """A valid file with one thing in it changed."""
+    network().save(path)
+    with h5py.File(path, "r+") as file:
+        change(file["node"])
+
+
+def huge(node):
+    del node["nodes/layer_0/weight"]
+    node["nodes/layer_0"].create_dataset("weight", shape=(10**6, 10**6, 3, 3), dtype="f4", chunks=(1, 1, 3, 3))
+
+
+def text(node):
+    del node["nodes/layer_0/weight"]
+    node["nodes/layer_0"]["weight"] = "not numbers"
+
+
+def no_edges(node):
+    del node["edges"]
+
+
+def no_nodes(node):
+    del node["nodes"]
+
+
+def unknown_type(node):
+    del node["nodes/layer_0/type"]
+    node["nodes/layer_0"]["type"] = "Teleport"
+
+
+def odd_edges(node):
+    del node["edges"]
+    node["edges"] = [[b"input", b"layer_0", b"layer_2"]]
+
+
+def vast_input(node):
+    del node["nodes/input/shape"]
+    node["nodes/input"]["shape"] = np.array([2, 10**9, 10**9])
+
+
+def negative_stride(node):
+    del node["nodes/layer_0/stride"]
+    node["nodes/layer_0"]["stride"] = np.array([0, -1])
+
+
+def pickled(node):
+    del node["nodes/layer_0/weight"]
+    node["nodes/layer_0"].create_dataset("weight", data=np.void(b"\x80\x04cos\nsystem\n."))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [huge, text, no_edges, no_nodes, unknown_type, odd_edges, vast_input, negative_stride, pickled],
+)
+@pytest.mark.timeout(60)
+def test_hostile_files(tmp_path, change):
+    write_hdf5(tmp_path / "net.nir", change)
+    with pytest.raises(GraphError):
+        bridge.load(tmp_path / "net.nir")
