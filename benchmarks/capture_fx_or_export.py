@@ -1,6 +1,6 @@
 """torch.fx against torch.export as the way to capture a model: success, time and what comes out, on torchvision.
 
-    python benchmarks/capture_fx_or_export.py
+python benchmarks/capture_fx_or_export.py
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from bridge import QCFS, ConversionError
+from bridge import QCFS, BridgeError, ConversionError, convert
 from bridge.adapters import as_qcfs, is_activation, register_activation, unregister_activation
 
 
@@ -232,3 +232,14 @@ def test_is_activation_may_be_asked_while_fx_traces():
     model = nn.Sequential(nn.Linear(2, 2), Official(), nn.Linear(2, 2), Older(), QCFS(4))
     calls = [str(node.target) for node in Tracer().trace(model).nodes if node.op == "call_module"]
     assert calls == ["0", "1", "2", "3", "4"]
+
+
+def test_a_network_of_theirs_converts_as_one_of_ours():
+    model = nn.Sequential(nn.Linear(6, 8), Official(2.0, 4), nn.Linear(8, 5), Older(1.5, 8), nn.Linear(5, 3))
+    ours = nn.Sequential(*(as_qcfs(module) or module for module in model))
+    x = torch.randn(4, 6)
+    a, b = convert(model, x).run(x, 8), convert(ours, x).run(x, 8)
+    assert all((a.spikes(layer) == b.spikes(layer)).all() for layer in b.layers)
+    model[1].T = 4
+    with pytest.raises(BridgeError, match=r"1 \(Official\)"):
+        convert(model, x)

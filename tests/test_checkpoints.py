@@ -166,7 +166,14 @@ def test_damaged_files(tmp_path):
     torch.save(network().state_dict(), good)
     whole = good.read_bytes()
     bad = tmp_path / "bad.pth"
-    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:100], b"\x80\x02", whole[len(whole) // 2 :]):
+    for content in (
+        b"",
+        b"not a checkpoint",
+        whole[: len(whole) // 2],
+        whole[:100],
+        b"\x80\x02",
+        whole[len(whole) // 2 :],
+    ):
         bad.write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.pth: not a checkpoint, or damaged"):
             load_checkpoint(network(), bad)

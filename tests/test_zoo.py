@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge import QCFS
+from bridge import QCFS, convert
 from bridge.zoo import resnet18, resnet20, resnet34, vgg16
 
 # Weights and activations as counted by hand. VGG-16: 13 convolutions with bias 14 714 688, batch norm 8 448, classifier
@@ -76,6 +76,21 @@ def test_names_are_those_of_the_authors_checkpoints():
         assert name in names
     assert not any(name.startswith(("conv5_x", "conv2_x.0.shortcut", "avg_pool")) for name in names)
     names = set(vgg16().state_dict())
-    for name in ("layer1.0.bias", "layer1.2.threshold", "layer3.10.threshold", "layer5.9.weight", "classifier.7.weight"):
+    for name in (
+        "layer1.0.bias",
+        "layer1.2.threshold",
+        "layer3.10.threshold",
+        "layer5.9.weight",
+        "classifier.7.weight",
+    ):
         assert name in names
     assert {"classifier.2.threshold", "classifier.5.threshold"} <= names
+
+
+def test_residual_networks_convert():
+    model, x = resnet20(levels=4).eval(), torch.rand(2, 3, 16, 16)
+    network = convert(model, x)
+    assert len(network.layers) == 19
+    with torch.no_grad():
+        wrong = float((torch.from_numpy(network.run(x, 32).outputs()[-1]) - model(x)).abs().max())
+        assert wrong < float(model(x).std())
