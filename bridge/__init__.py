@@ -1,6 +1,7 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
 
-from bridge.adapters import register_activation
+from bridge.adapters import register_activation, unregister_activation
+from bridge.checkpoints import load_checkpoint
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
 from bridge.network import SpikingNetwork, convert, load
 from bridge.qcfs import QCFS
@@ -23,6 +24,8 @@ __all__ = [
     "convert",
     "fit_thresholds",
     "load",
+    "load_checkpoint",
     "register_activation",
     "replace_activations",
+    "unregister_activation",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from bridge.capture import movement, torch_rules
 from bridge.capture.movement import Moved
 from bridge.errors import ConversionError, GraphError, InputError
 from bridge.graph import Add, ClipFloorShift, Concat, Input, Layer, LayerGraph, Scale, Shape
+from bridge.qcfs import QCFS
 from bridge.simulate.ops import evaluate
 
 INPUT = "input"
@@ -39,13 +40,12 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
         InputError: `example_input` is not a float tensor that the model accepts.
     """
     check_example(model, example_input)
-    walk = _Walk(*trace(model))
+    walk = _Walk(type(model).__name__, *trace(model))
     with at_inference(model), torch.no_grad():
         example = _like_parameters(example_input[:2], model)  # two show whether images are mixed, more show no more
         traced = walk.run(example.clone())
     if walk.problems:
-        listed = "\n".join(f"  - {problem}" for problem in walk.problems)
-        raise ConversionError(f"{type(model).__name__} cannot be converted:\n{listed}")
+        walk.give_up()
     if not any(isinstance(layer, ClipFloorShift) for layer in walk.layers):
         raise ConversionError(
             f"{type(model).__name__} has no bridge.QCFS activation, so nothing in it would spike: "
@@ -71,8 +71,9 @@ class _Walk(fx.Interpreter):
     nodes that only move data, or that are sizes and other plain numbers.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, title: str, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
+        self.title = title
         self.extra_traceback = False  # errors are told in this package's own words
         self.layers: list[Layer] = []
         self.names: dict[fx.Node, str] = {}
@@ -88,21 +89,31 @@ class _Walk(fx.Interpreter):
         title = type(module).__name__ if module is not None else str(getattr(n.target, "__name__", n.target))
         where = f"{n.name if module is None else n.target} ({title})"
         try:
+            activation = as_qcfs(module) if module is not None else None
+        except ConversionError as error:  # it cannot be run either: say this and stop
+            self.problems.append(f"{where}: {error}")
+            self.give_up()
+        try:
             value = super().run_node(n)
         except Exception as error:
             if self.problems:  # the model is of no use anyway, and this may be why
-                raise ConversionError("cannot be converted:\n  - " + "\n  - ".join(self.problems)) from error
+                self.give_up()
             raise InputError(f"example_input: the model does not accept it, at {where}: {error}") from error
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)
         try:
-            self._visit(n, module, title, value)
+            self._visit(n, module, activation, title, value)
         except ConversionError as error:
             self.problems.append(f"{where}: {error}")
             self.names[n] = REFUSED
         return value
 
-    def _visit(self, node: fx.Node, module: nn.Module | None, title: str, value: Any) -> None:
+    def give_up(self) -> NoReturn:
+        """Raise the `ConversionError` that lists every problem found so far."""
+        listed = "\n".join(f"  - {problem}" for problem in self.problems)
+        raise ConversionError(f"{self.title} cannot be converted:\n{listed}")
+
+    def _visit(self, node: fx.Node, module: nn.Module | None, activation: QCFS | None, title: str, value: Any) -> None:
         if node.op == "placeholder":
             self._input(node)
         elif node.op == "output":
@@ -110,7 +121,7 @@ class _Walk(fx.Interpreter):
         elif node.op == "get_attr":
             self.moved[node] = value
         else:
-            self._operation(node, module, title, value)
+            self._operation(node, module, activation, title, value)
 
     def _input(self, node: fx.Node) -> None:
         if self.layers:
@@ -124,7 +135,9 @@ class _Walk(fx.Interpreter):
         if last not in (REFUSED, self.layers[-1].name):
             raise ConversionError(f"{last!r} is returned, but {self.layers[-1].name!r} comes after it")
 
-    def _operation(self, node: fx.Node, module: nn.Module | None, title: str, value: Any) -> None:
+    def _operation(
+        self, node: fx.Node, module: nn.Module | None, activation: QCFS | None, title: str, value: Any
+    ) -> None:
         target = node.target
         if target in IN_PLACE and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1:
             raise ConversionError("it changes in place what is read elsewhere too; write a + b")
@@ -140,7 +153,7 @@ class _Walk(fx.Interpreter):
             signature, rule = torch_rules.FUNCTIONS[target]
             args, kwargs = self._plain(node.args[1:]), self._plain(node.kwargs)
             self._apply(node, rule, torch_rules.bind(signature, (node.args[0], *args), kwargs), value)
-        elif module is not None and (activation := as_qcfs(module)) is not None:
+        elif activation is not None:
             self._apply(node, torch_rules.qcfs, activation, value)
         elif module is not None and type(module) in torch_rules.MODULES:
             self._apply(node, torch_rules.MODULES[type(module)], module, value)
