@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from conftest import require
 from torch import nn
 
-from bridge import QCFS, convert
+from bridge import QCFS, convert, fit_thresholds, load
 from bridge.zoo import resnet18, resnet20, resnet34, vgg16
 
 # Weights and activations as counted by hand. VGG-16: 13 convolutions with bias 14 714 688, batch norm 8 448, classifier
@@ -94,3 +96,37 @@ def test_residual_networks_convert():
     with torch.no_grad():
         wrong = float((torch.from_numpy(network.run(x, 32).outputs()[-1]) - model(x)).abs().max())
         assert wrong < float(model(x).std())
+
+
+@pytest.mark.parametrize("make", [resnet18, resnet20, resnet34, vgg16])
+def test_every_backend_spikes_alike(make, tmp_path):
+    """Random weights in float32: the torch backends do the same sums in the same order, so nothing may differ."""
+    for name in ("spikingjelly", "snntorch"):
+        require(name)
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    network = convert(fit_thresholds(make(levels=4).eval(), x, method="max"), x)
+    network.save(tmp_path / "net.nir")
+    again = load(tmp_path / "net.nir")
+    record = network.run(x, 4)
+    assert all(record.spikes(layer).any() for layer in network.layers)
+    read = again.run(x, 4)
+    assert all(np.array_equal(read.packed[layer], record.packed[layer]) for layer in network.layers)
+    agreement = network.validate(x, 4, ["spikingjelly", "snntorch"])
+    assert agreement.agreed
+    assert all(backend.total_differing == 0 for backend in agreement.backends.values())
+
+
+@pytest.mark.lava
+@pytest.mark.slow
+def test_a_residual_network_streams_through_lava():
+    """ResNet-20, its joins delayed so that both branches arrive together; two images in one stream."""
+    require("lava")
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 16, 16)
+    network = convert(fit_thresholds(resnet20(levels=4).eval(), x, method="max"), x)
+    agreement = network.validate(x, 3, ["lava"])
+    assert agreement.agreed
+    got = agreement.backends["lava"]
+    assert got.images == 2
+    assert got.total_differing == 0 or got.ties > 0
