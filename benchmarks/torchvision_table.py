@@ -180,9 +180,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "# torchvision's classifiers",
         "",
         "Made by `benchmarks/torchvision_table.py`: random weights, maximum pooling replaced by average pooling, λ",
-        f"from `bridge.fit_thresholds(method='max')`, L = {LEVELS}, T = {STEPS}, {IMAGES} images, float32. *Round trip*:",
-        "the `.nir` file read back gives the same spikes and readout. *Differing*: spikes that differ from the",
-        f"reference's, of neurons × T × {IMAGES} images. Backends: {named}.",
+        f"from `bridge.fit_thresholds(method='max')`, L = {LEVELS}, T = {STEPS}, {IMAGES} images, float32.",
+        "*Round trip*: the `.nir` file read back gives the same spikes and readout. *Differing*: spikes that differ",
+        f"from the reference's, of neurons × T × {IMAGES} images. Backends: {named}.",
         "",
         "| model | parameters | input | spiking layers | neurons | mean rate | converts in | round trip | "
         + " | ".join(f"{backend}: differing" for backend in BACKENDS)

@@ -334,7 +334,7 @@ def test_changes_in_place_do_not_go_unnoticed():
             return self.last(g + h)
 
     for kind in (Multiplied, Rectified, Module, Added):
-        with pytest.raises(ConversionError, match=r"in\\s+place"):
+        with pytest.raises(ConversionError, match=r"in\s+place"):
             bridge.convert(kind(), torch.rand(2, 3))
 
 

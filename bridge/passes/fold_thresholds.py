@@ -75,9 +75,10 @@ def _carry_forward(graph: LayerGraph) -> tuple[list[Layer], Factors]:
 
 
 def _carry_back(layers: list[Layer], graph: LayerGraph, readers: dict[str, list[str]], factors: Factors) -> list[Layer]:
-    """Layers with every factor folded in that all readers of a layer share; takes what it folds out of `factors`."""
+    """Layers with every factor folded in that all readers of a layer share; uses up `layers` and what it folds."""
     result: list[Layer] = []
-    for layer in reversed(layers):
+    while layers:
+        layer = layers.pop()  # and so let go of it: two sets of weights at once would be one too many
         factor = _shared(layer.name, readers, factors)
         taken = factor is not None
         if factor is None:
