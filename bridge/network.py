@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ class SpikingNetwork:
         """Write `to_nir` to a ``.nir`` file, whole or not at all. `bridge.load` reads it back."""
         with replacing(path) as temporary:
             nir.write(temporary, self.to_nir())
+
+    def ann_to_onnx(self, path: str | Path) -> None:
+        """Write the ANN that was converted as an ONNX file of standard operators, whole or not at all.
+
+        Raises:
+            ConversionError: the network was read from a NIR file, which holds no ANN.
+            BridgeError: onnx is not installed.
+        """
+        from bridge import onnx_graph  # onnx is an optional extra
+
+        if self.ann is None:
+            raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
+        onnx_graph.write(self.ann, path)
 
     def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
@@ -146,22 +160,32 @@ class SpikingNetwork:
         return x
 
 
-def convert(model: nn.Module, example_input: Tensor) -> SpikingNetwork:
+def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | None = None) -> SpikingNetwork:
     """Convert a QCFS-trained `model` to the spiking network that computes the same, spike by spike.
 
     The model is taken as it stands at inference, whatever mode it is in, and is not changed.
 
     Args:
-        model: a sequence of Conv2d, Linear, BatchNorm, AvgPool2d, Flatten, Dropout and `bridge.QCFS`.
-        example_input: any float images ``[B, ...]`` of the shape the model takes; only the shape is used.
+        model: a torch module, or the path of an ``.onnx`` file. docs/conversion.md lists what it may consist of.
+        example_input: for a torch module, float images ``[B, ...]`` of the shape it takes. Each layer is run on them
+            and checked.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.
-        InputError: the model does not accept `example_input`.
+        GraphError: an ONNX file is missing or damaged.
+        InputError: there is no `example_input`, or the model does not accept it.
     """
-    if not isinstance(model, nn.Module):
-        raise ConversionError(f"convert: expected a torch.nn.Module, got {type(model).__name__}")
-    ann = capture(model, example_input)
+    if isinstance(model, nn.Module):
+        if example_input is None:
+            raise InputError("convert: a torch module needs an example_input, float images [B, ...] that it takes")
+        ann = capture(model, example_input)
+    elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
+        from bridge.capture import onnx_model  # onnx is an optional extra
+
+        ann = onnx_model.capture(Path(model))
+    else:
+        came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+        raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
     return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), to_float32(ann))
 
 
