@@ -33,7 +33,7 @@ def load_digits() -> tuple[Tensor, NDArray[np.int64], Tensor, NDArray[np.int64]]
     try:
         from sklearn import datasets, model_selection
     except ImportError as error:
-        raise BridgeError('the digits come with scikit-learn: pip install "qcfs-bridge[demo]"') from error
+        raise BridgeError('the digits come with scikit-learn: pip install "scikit-learn>=1.5"') from error
     data = datasets.load_digits()
     images = (data.images / 16).astype(np.float32)[:, None]
     x, x_test, y, y_test = model_selection.train_test_split(

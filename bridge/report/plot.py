@@ -30,7 +30,7 @@ def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure  # a figure of its own: no pyplot, no global state, no display
     except ImportError as error:
-        raise BridgeError('plots need matplotlib: pip install "qcfs-bridge[plot]"') from error
+        raise BridgeError('plots need matplotlib: pip install "matplotlib>=3.8"') from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = range(1, agreement.steps + 1)
