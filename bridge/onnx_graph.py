@@ -47,7 +47,7 @@ def require_onnx() -> Any:
     try:
         return importlib.import_module("onnx")
     except ImportError as error:
-        raise BridgeError(f'ONNX files need the onnx package ({error}): pip install "onnx>=1.17"') from error
+        raise BridgeError(f'ONNX files need the onnx package ({error}): pip install "onnx>=1.21"') from error
 
 
 def write(graph: LayerGraph, path: str | Path) -> None:

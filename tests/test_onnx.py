@@ -840,8 +840,8 @@ def test_stairs_that_are_not_as_high_as_wide(tmp_path):
         ("a=Flatten(z) y=GlobalAveragePool(a)", "its input has none"),
         ("k=Constant<value_int=1,value_float=1.0>() y=Mul(z,k)", "expected one attribute"),
         ("k=Cast<to=8>(b) y=Mul(z,k)", "it casts to STRING"),
-        ("a=Mul(z,g) e=Mul(a,g) y=Relu(e)", "y (Relu): put a bridge.QCFS there"),
-        ("a=Mul(z,g) y=Mul(a,g)", "multiply to NaN or infinity"),
+        ("a=Mul(z,huge) e=Mul(a,huge) y=Relu(e)", "y (Relu): put a bridge.QCFS there"),
+        ("a=Mul(z,huge) y=Mul(a,huge)", "multiply to NaN or infinity"),
         ("y=Concat<axis=2>(z,z)", "along axis 2"),
         ("y=Concat<axis=1>(z,w)", "is a constant, expected data"),
         ("y=BatchNormalization<training_mode=1>(z,b,b,b,b)", "inference"),
@@ -864,7 +864,8 @@ def test_stairs_that_are_not_as_high_as_wide(tmp_path):
 def test_options_without_a_spiking_form(body, says, tmp_path):
     extra = """<
         float[2,2,1,1] w={1,2,3,4}, float[2,1,3,3] d={1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9}, float[2,3] q={1,2,3,4,5,6},
-        float[2,1] f={1,2}, float[2] b={1,2}, float[3] t={1,2,3}, float[2] n={-1,-2}, int64[1] two={2}, double g={1e200},
+        float[2,1] f={1,2}, float[2] b={1,2}, float[3] t={1,2,3}, float[2] n={-1,-2},
+        int64[1] two={2}, double huge={1e200},
         float[32,4] r={RRR}
     >"""
     extra = extra.replace("RRR", ",".join("1" * 128))
@@ -1197,6 +1198,21 @@ def test_broken_files_are_refused_with_a_reason(damage, tmp_path):
     assert time.monotonic() - start < 20
 
 
+def test_files_with_very_many_nodes_do_not_take_forever(tmp_path):
+    count = 5000
+    nodes = [
+        helper.make_node("MatMul", [f"m{at - 1}" if at else "x", "i"], [f"m{at}"], name="same") for at in range(count)
+    ]
+    model = build("y=Identity(x)", extra="<float[4,4] i={1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}>")
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.output[0].name = f"m{count - 1}"
+    onnx.save(model, tmp_path / "m.onnx")
+    start = time.monotonic()
+    assert "has no QCFS activation" in refusal(tmp_path / "m.onnx")
+    assert time.monotonic() - start < 20
+
+
 def test_files_that_are_not_there(tmp_path):
     assert "no such file" in refusal(tmp_path / "m.onnx", GraphError)
     assert "not a file" in refusal(tmp_path, GraphError)
@@ -1217,11 +1233,14 @@ def test_files_that_are_not_there(tmp_path):
         ("gone.bin", {}, "not a file beside the model"),
         ("pipe.bin", {}, "not a file beside the model"),
         ("sub", {}, "not a file beside the model"),
-        ("inside.bin", {"length": 2**60}, "cannot be read"),
-        ("inside.bin", {"offset": 2**60}, "cannot be read"),
+        ("inside.bin", {}, "takes 64 bytes, expected 48"),
+        ("inside.bin", {"offset": 16}, None),
+        ("inside.bin", {"length": 2**60}, "expected 48"),
+        ("inside.bin", {"offset": 2**60}, "expected 48"),
+        ("inside.bin", {"offset": 2**60, "length": 48}, "cannot be read"),
         ("inside.bin", {"offset": -4, "length": 48}, "cannot be read"),
         ("inside.bin", {"length": "many"}, "cannot be read"),
-        ("inside.bin", {"length": 44}, "cannot be read, or does not fit its shape"),
+        ("inside.bin", {"length": 44}, "takes 44 bytes, expected 48"),
         ("inside.bin", {"length": 48}, None),
     ],
 )
@@ -1236,7 +1255,8 @@ def test_external_data_stays_in_the_folder(location, more, says, tmp_path):
     external(model, location.format(folder=folder), **more)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     if says is None:
-        assert capture(folder / "m.onnx").output.weight[:, 0].tolist() == [0, 1, 2]
+        first = more.get("offset", 0) // 4
+        assert capture(folder / "m.onnx").output.weight[:, 0].tolist() == [first, first + 1, first + 2]
     else:
         assert says in refusal(folder / "m.onnx")
 
@@ -1279,7 +1299,7 @@ def test_without_onnx_the_message_says_what_to_install(tmp_path, monkeypatch):
     build(spike("x"), path=tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     for attempt in (lambda: capture(tmp_path / "m.onnx"), lambda: write(every_kind(), tmp_path / "out.onnx")):
-        with pytest.raises(BridgeError, match=r'pip install "qcfs-bridge\[onnx\]"'):
+        with pytest.raises(BridgeError, match='pip install "onnx'):
             attempt()
 
 

@@ -18,6 +18,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,8 @@ def capture(path: str | Path) -> LayerGraph:
     require_onnx()
     path = Path(path)
     try:
-        return _Reader(_load(path), path).graph()
+        with np.errstate(all="ignore"):  # what is not finite is refused where it is used
+            return _Reader(_load(path), path).graph()
     except BridgeError:
         raise
     except Exception as error:  # the file is not ours: whatever onnx or protobuf trip over is the file's fault
@@ -256,6 +258,7 @@ class _Reader:
         self.bias_free: set[str] = set()
         self.problems: dict[str, int] = {}  # and the number of the node, to list them in order
         self.taken = {INPUT, "output"}
+        self.repeats: Counter[str] = Counter()
         self.batches = BATCHES
         self.data_files: set[Path] = set()
         self.budget = 2 * LARGEST + path.stat().st_size
@@ -358,7 +361,8 @@ class _Reader:
         """Make layers of what a node reads that does not read it itself, so that problems in there are found."""
         for value in map(self.values.get, node.inputs):
             if isinstance(value, Signal):
-                self.layer(value)
+                with suppress(BridgeError):
+                    self.layer(value)
 
     def _is_constant(self, name: str) -> bool:
         return name in self.initializers or isinstance(self.values.get(name), Constant)
@@ -381,7 +385,7 @@ class _Reader:
         if not isinstance(value, Signal | Rearranged):
             raise ConversionError(f"{self.path}: output {_shown(output.name)} is not the output of a layer")
         try:
-            name = self.layer(self._arrived(value))
+            name = self.layer(self._arrived(value, len(self.model.graph.node)))
         except BridgeError as error:
             self.problems[f"output {_shown(output.name)}: {error}"] = len(self.model.graph.node)
             return ""
@@ -430,7 +434,7 @@ class _Reader:
             raise ConversionError("it takes the difference of two signals, which is not supported")
         if not isinstance(value, Signal | Rearranged):
             raise ConversionError(f"its input {_shown(node.inputs[index])} is a constant, expected data")
-        signal = self._arrived(value)
+        signal = self._arrived(value, node.index)
         self.values[node.inputs[index]] = signal
         return signal
 
@@ -458,8 +462,7 @@ class _Reader:
         if array.size == 0:
             raise GraphError(f"its constant {name} is empty: shape {list(array.shape)}")
         self.spend(array.size)
-        with np.errstate(all="ignore"):  # what is not finite afterwards is told below
-            copy: Array = array.astype(kind)
+        copy: Array = array.astype(kind)
         if finite and not np.isfinite(copy).all():
             count = int((~np.isfinite(copy)).sum())
             raise ConversionError(f"its constant {name} holds {count} values that are NaN or infinite")
@@ -504,10 +507,12 @@ class _Reader:
             raise GraphError(f"{what} holds {_kind(tensor.data_type)}; expected numbers")
         if any(size < 0 for size in tensor.dims):
             raise GraphError(f"{what} has a negative size")
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            self._check_data_file(tensor, what)
         try:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                self._check_data_file(tensor, what)
             array: NDArray[Any] = onnx.numpy_helper.to_array(tensor, str(self.path.parent))
+        except BridgeError:
+            raise
         except Exception as error:
             raise GraphError(f"{what}: its data cannot be read, or does not fit its shape ({error})") from error
         self.spend(array.size)
@@ -517,16 +522,22 @@ class _Reader:
 
     def _check_data_file(self, tensor: TensorProto, what: str) -> None:
         """External data must be a plain file in the model's folder; onnx checks the same again as it opens it."""
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
         folder = self.path.parent.resolve()
         file = (folder / location).resolve()
         if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
             raise GraphError(f"{what}: its data is in {_shown(location)}, which is outside the model's folder")
         if not file.is_file():
             raise GraphError(f"{what}: its data is in {_shown(location)}, which is not a file beside the model")
+        size = file.stat().st_size
+        given = int(entries["length"]) if "length" in entries else size - int(entries.get("offset", 0))
+        wanted = math.prod(tensor.dims) * require_onnx().helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if given != wanted:  # before anything is read
+            raise GraphError(f"{what}: its data in {_shown(location)} takes {given} bytes, expected {wanted}")
         if file not in self.data_files:
             self.data_files.add(file)
-            self.budget += file.stat().st_size
+            self.budget += size
 
     def spend(self, count: int) -> None:
         """Account for an array of `count` numbers. A small file cannot make the reader fill the memory."""
@@ -536,9 +547,10 @@ class _Reader:
 
     def name(self, node: Node) -> str:
         """A name for a layer: the module's path, or else the node's name, as a unique Python identifier."""
-        name, count = node.title, 1
+        name = node.title
         while name in self.taken or hasattr(fx.GraphModule, name):  # exporters make attributes of these names
-            name, count = f"{node.title}_{count}", count + 1
+            self.repeats[node.title] += 1
+            name = f"{node.title}_{self.repeats[node.title]}"
         self.taken.add(name)
         return name
 
@@ -613,8 +625,11 @@ class _Reader:
         self.spend(channels)
         return np.array(np.broadcast_to(values, (channels,)))
 
-    def _arrived(self, value: Signal | Rearranged) -> Signal:
-        """`value` as a signal. Raises `ConversionError` if its elements were moved as no layer moves them."""
+    def _arrived(self, value: Signal | Rearranged, index: int) -> Signal:
+        """`value` as a signal, for the node number `index`, before which its layer goes if it takes one.
+
+        Raises `ConversionError` if its elements were moved as no layer moves them.
+        """
         if isinstance(value, Signal):
             return value
         shape = self.shapes[value.origin]
@@ -624,7 +639,7 @@ class _Reader:
             raise ConversionError(f"what {value.node.where} hands it depends on the batch size")
         if first is None:
             return Signal(value.origin)
-        return self.put(value.node, replace(first, name=self.name(value.node)))
+        return self.put(replace(value.node, index=index), replace(first, name=self.name(value.node)))
 
     def _layer_of_indices(self, value: Rearranged, indices: NDArray[Any], shape: Shape) -> Layer | None:
         if indices.shape[1:] == (*indices.shape[1:2], *shape[1:]) and not _in_order(indices):
@@ -646,8 +661,7 @@ class _Reader:
             arrays = [None if pair is None else pair[batch] for pair in pairs]
             try:
                 self.spend(_size_of_fold(node, arrays))
-                with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-                    result = fold(node, *arrays)
+                result = fold(node, *arrays)
             except BridgeError:
                 raise
             except Exception as error:
@@ -907,12 +921,14 @@ def _gemm(reader: _Reader, node: Node) -> Value:
         weight = np.ascontiguousarray(weight.T)
     if (alpha := node.get("alpha", 1.0)) != 1:
         weight = weight * np.float32(alpha)
+        _check_finite(weight)
     bias: Array = np.zeros(len(weight))
     if node.has(2):
         given = reader.numbers(node, 2)
         if given.shape not in {(), (1,), (len(weight),), (1, 1), (1, len(weight))}:
             raise GraphError(f"its bias has shape {list(given.shape)}, expected [{len(weight)}]")
         bias = bias + node.get("beta", 1.0) * given.reshape(-1)
+        _check_finite(bias)
     return reader.put(node, Linear(name=reader.name(node), inputs=(source,), weight=weight, bias=bias))
 
 
@@ -941,6 +957,7 @@ def _batch_norm(reader: _Reader, node: Node) -> Value:
     if not (variance > 0).all():
         raise ConversionError(f"its variance and epsilon must be positive together, got {variance.min():g}")
     scale = gain / np.sqrt(variance)
+    _check_finite(scale, shift - scale * mean)
     return reader.put(
         node, BatchNorm(name=reader.name(node), inputs=(source,), scale=scale, shift=shift - scale * mean)
     )
@@ -1306,7 +1323,7 @@ def _size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
         return math.prod(np.broadcast_shapes(data.shape, _whole(shape)))
     if node.op == "Gather":
         data, at = present
-        return data.size * at.size  # at most: the axis is not divided out
+        return int(data.size // max(data.shape[node.get("axis", 0)], 1) * at.size)
     return sum(array.size for array in present)
 
 
@@ -1442,6 +1459,11 @@ def _two(values: Sequence[int]) -> tuple[int, int]:
 def _both(value: Value) -> Both:
     assert isinstance(value, Constant | Rearranged)
     return value.values if isinstance(value, Constant) else value.indices
+
+
+def _check_finite(*arrays: Array) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ConversionError("its constants multiply to NaN or infinity")
 
 
 def _in_order(indices: NDArray[Any]) -> bool:
