@@ -242,7 +242,7 @@ def test_bad_example_input(example):
 
 
 def test_not_a_model():
-    with pytest.raises(ConversionError, match="path of an .onnx file"):
+    with pytest.raises(ConversionError, match=r"path of an \.onnx file"):
         bridge.convert("model.pt", torch.zeros(1, 3))
 
 
