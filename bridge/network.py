@@ -186,7 +186,8 @@ def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | N
     else:
         came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
         raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
-    return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), to_float32(ann))
+    ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
+    return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
 
 
 def load(path: str | Path) -> SpikingNetwork:

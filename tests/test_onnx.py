@@ -1321,3 +1321,67 @@ def test_names_are_identifiers_and_unique(name, tmp_path):
     names = [layer.name for layer in capture(tmp_path / "m.onnx")]
     assert len(set(names)) == len(names) == 6
     assert all(name.isidentifier() and not hasattr(torch.fx.GraphModule, name) for name in names)
+
+
+def same_nir_up_to_names(one, other) -> None:
+    """Both NIR graphs have the same nodes with the same parameters, joined by the same edges, whatever their names."""
+    import nir
+
+    def signature(node) -> tuple:
+        values = {key: value for key, value in node.to_dict().items() if key not in ("metadata", "type")}
+        arrays = tuple((key, np.asarray(value).tobytes()) for key, value in sorted(values.items()))
+        return type(node).__name__, hash(arrays)
+
+    def walk(graph: nir.NIRGraph) -> list:
+        """Nodes from the input on, breadth first, each with its signature and those of what feeds it."""
+        order, seen = ["input"], {"input"}
+        for name in order:
+            readers = sorted(
+                (b for a, b in graph.edges if a == name and b not in seen), key=lambda b: signature(graph.nodes[b])
+            )
+            seen |= set(readers)
+            order += readers
+        assert len(order) == len(graph.nodes)
+        feeds = {name: sorted(signature(graph.nodes[a]) for a, b in graph.edges if b == name) for name in order}
+        return [(signature(graph.nodes[name]), feeds[name]) for name in order]
+
+    assert walk(one) == walk(other)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", networks.ALL)
+def test_torch_to_onnx_to_nir_is_torch_to_nir(name, tmp_path):
+    """Through torch's exporter, and through our own writer, to the same NIR graph and the same spikes."""
+    import bridge
+
+    model, shape = networks.ALL[name]()
+    x = networks.dyadic_images(2, shape)
+    direct = bridge.convert(model, x)
+    torch.onnx.export(model.eval(), (x,), tmp_path / "theirs.onnx", dynamo=True, dynamic_shapes=({0: "batch"},))
+    direct.ann_to_onnx(tmp_path / "ours.onnx")
+    for path in (tmp_path / "theirs.onnx", str(tmp_path / "ours.onnx")):
+        again = bridge.convert(path)
+        same_nir_up_to_names(again.to_nir(), direct.to_nir())
+        expected, got = direct.run(x, 4), again.run(x, 4)
+        np.testing.assert_array_equal(got.readout, expected.readout)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_zoo_network_there_and_back(tmp_path):
+    import bridge
+    from bridge.zoo import resnet20
+
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 32, 32)
+    model = bridge.fit_thresholds(resnet20(levels=4).eval(), x)
+    network = bridge.convert(model, x)
+    network.ann_to_onnx(tmp_path / "ann.onnx")
+    onnx.checker.check_model(str(tmp_path / "ann.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "ann.onnx"))
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-3, atol=1e-3)
+    same_nir_up_to_names(bridge.convert(tmp_path / "ann.onnx").to_nir(), network.to_nir())
+    network.save(tmp_path / "net.nir")
+    with pytest.raises(ConversionError, match="holds spikes only"):
+        bridge.load(tmp_path / "net.nir").ann_to_onnx(tmp_path / "none.onnx")

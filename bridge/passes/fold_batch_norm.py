@@ -24,8 +24,9 @@ def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
         source = changes.get(layer.inputs[0], [graph[layer.inputs[0]]])[-1:]
         before = source[0] if source else None
         if isinstance(before, Affine) and len(graph.consumers(layer.inputs[0])) == 1:
-            rows = layer.scale.reshape(-1, *[1] * (before.weight.ndim - 1))
-            folded = replace(before, weight=scaled(before.weight, rows), bias=layer.scale * before.bias + layer.shift)
+            scale = layer.scale.astype(np.float64)
+            rows = scale.reshape(-1, *[1] * (before.weight.ndim - 1))
+            folded = replace(before, weight=scaled(before.weight, rows), bias=scale * before.bias + layer.shift)
             changes[layer.inputs[0]] = [folded]
             changes[layer.name] = []
         else:

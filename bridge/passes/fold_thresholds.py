@@ -55,9 +55,10 @@ def _carry_forward(graph: LayerGraph) -> tuple[list[Layer], Factors]:
         known = {source: pending[source] for source in layer.inputs if source in pending}
         if isinstance(layer, ClipFloorShift):
             (source,) = layer.inputs
-            factors[source, layer.name] = known.get(source, 1.0) / layer.threshold
-            pending[layer.name] = layer.threshold
-            layers.append(IntegrateFire(name=layer.name, inputs=layer.inputs, level=np.full_like(layer.threshold, 0.5)))
+            threshold = layer.threshold.astype(np.float64)
+            factors[source, layer.name] = known.get(source, 1.0) / threshold
+            pending[layer.name] = threshold
+            layers.append(IntegrateFire(name=layer.name, inputs=layer.inputs, level=np.full_like(threshold, 0.5)))
             continue
         for source, factor in known.items():
             if isinstance(layer, Affine):

@@ -1,4 +1,4 @@
-"""The one rounding of a conversion."""
+"""Rounding to the precision in which networks are stored and run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.graph import LayerGraph
 
 
 def to_float32(graph: LayerGraph) -> LayerGraph:
-    """Round every parameter, folded in float64, to float32. Raises `ConversionError` for a layer that overflows."""
+    """Round every parameter to float32. Raises `ConversionError` for a layer that overflows."""
     layers = []
     for layer in graph:
         arrays = {
