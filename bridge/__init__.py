@@ -1,5 +1,6 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
 
+from bridge import zoo
 from bridge.adapters import register_activation, unregister_activation
 from bridge.checkpoints import load_checkpoint
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
@@ -28,4 +29,5 @@ __all__ = [
     "register_activation",
     "replace_activations",
     "unregister_activation",
+    "zoo",
 ]
