@@ -1,11 +1,6 @@
 """Capture an ONNX file by following its tensors from the input to the output, node by node.
 
-What a tensor holds is one of
-
-* a *signal*: the output of a layer, and the elementwise steps taken since (times a constant, plus a constant, clipped,
-  floored). Steps become layers only when something else reads the tensor: that is how QCFS is told from a batch norm;
-* a signal *rearranged*: indices into it, which tell what has been done to it (see `bridge.capture.movement`);
-* a *constant*: an initializer, or what the file computes from constants and shapes.
+What a tensor holds is in `onnx_values`, what a node does to it in `onnx_rules`, and to constants in `onnx_folding`.
 
 Files come from anywhere. Nothing in one is executed or unpickled, no size that it declares is believed before the
 data is there, external data stays in the file's folder, and whatever is wrong with it is a `BridgeError`.
@@ -17,9 +12,9 @@ import keyword
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +24,30 @@ from numpy.typing import NDArray
 from torch import fx
 
 from bridge.capture import movement
-from bridge.capture.torch_rules import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
-from bridge.errors import BridgeError, ConversionError, GraphError
-from bridge.graph import (
-    Add,
-    Array,
-    AvgPool2d,
-    BatchNorm,
-    ClipFloorShift,
-    Concat,
-    Conv1d,
-    Conv2d,
-    Flatten,
-    Input,
-    Layer,
-    LayerGraph,
-    Linear,
-    Scale,
-    Shape,
+from bridge.capture.onnx_folding import FOLDS, Fold, size_of_fold, whole
+from bridge.capture.onnx_rules import REMEDIES, RULES, STAND_INS, SUPPORTED
+from bridge.capture.onnx_values import (
+    LONGEST_NAME,
+    Both,
+    Constant,
+    Floor,
+    Gain,
+    Node,
+    Rearranged,
+    Shift,
+    Signal,
+    Step,
+    StepError,
+    StraightThrough,
+    Unknown,
+    Value,
+    both,
+    kind_name,
+    recognise,
+    shown,
 )
+from bridge.errors import BridgeError, ConversionError, GraphError
+from bridge.graph import Array, BatchNorm, ClipFloorShift, Input, Layer, LayerGraph, Scale, Shape
 from bridge.onnx_graph import require_onnx
 
 if TYPE_CHECKING:
@@ -57,43 +57,13 @@ INPUT = "input"
 STANDARD = ("", "ai.onnx")
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 INTEGERS = ("INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8", "BOOL")
-NUMPY: dict[str, type[np.generic]] = {
-    "FLOAT": np.float32,
-    "DOUBLE": np.float64,
-    "FLOAT16": np.float16,
-    "BFLOAT16": np.float32,
-    "INT64": np.int64,
-    "INT32": np.int32,
-}
 OLDEST_OPSET = 7  # before it, Add and Mul had their own rules for broadcasting
 LARGEST = 2**27
 """Numbers that one tensor may hold, without batch; 40 times the largest of VGG-16 on ImageNet."""
 LONGEST = 64
 """Elementwise steps in a row; the longest way of writing QCFS takes eight."""
-LONGEST_NAME = 100
 BATCHES = (2, 3)
 """What a symbolic batch size stands for while shapes are computed: what differs between the two depends on it."""
-ROUNDING = 1e-5
-"""Relative error allowed between constants that float32 has rounded, such as L/λ and λ/L."""
-
-REMEDIES: dict[str, str] = {
-    **dict.fromkeys(("Relu", "Clip"), f"{BY_QCFS}, and export again"),
-    **dict.fromkeys(("LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid"), ONLY_QCFS),
-    **dict.fromkeys(("HardSwish", "Mish", "Swish", "Tanh", "Softplus", "Softsign", "Erf"), ONLY_QCFS),
-    **dict.fromkeys(("Softmax", "LogSoftmax"), LEAVE_OUT),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "LpPool"), BY_AVERAGE),
-    **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN"), BATCH_NORM),
-    **dict.fromkeys(("Round", "Ceil"), "QCFS rounds with Floor after adding 1/2; nothing else has its spiking twin"),
-    **dict.fromkeys(("If", "Loop", "Scan", "Where"), "it depends on the data; a network is a fixed graph of layers"),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent layers are not supported"),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "export the float model; the bridge quantises by itself"),
-    **dict.fromkeys(("Pad", "Resize", "Upsample"), "NIR has nothing like it; use padding of a convolution"),
-    "ConvTranspose": "NIR has no transposed convolution; use a Conv",
-}
-SUPPORTED = (
-    "Conv, Gemm, MatMul, BatchNormalization, AveragePool, GlobalAveragePool, ReduceMean over space, flattening, "
-    "channel splits and shuffles, Add, Concat, Dropout, Identity, and QCFS as Mul or Div, Add, Floor, Clip"
-)
 
 
 def capture(path: str | Path) -> LayerGraph:
@@ -116,7 +86,7 @@ def capture(path: str | Path) -> LayerGraph:
     path = Path(path)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-            return _Reader(_load(path), path).graph()
+            return Reader(_load(path), path).graph()
     except BridgeError:
         raise
     except Exception as error:  # the file is not ours: whatever onnx or protobuf trip over is the file's fault
@@ -138,111 +108,10 @@ def _load(path: Path) -> ModelProto:
     return model
 
 
-# What tensors hold
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One ONNX node: operator, place in the file, tensors, attributes that it gives, and what messages call it."""
-
-    op: str
-    index: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    title: str
-    where: str
-    attributes: dict[str, Any]
-
-    def get(self, attribute: str, default: Any) -> Any:
-        return self.attributes.get(attribute, default)
-
-    def has(self, index: int) -> bool:
-        """Whether it has an input of that number; optional ones may be left out or have an empty name."""
-        return index < len(self.inputs) and bool(self.inputs[index])
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One elementwise operation, and the node that does it. A step is equal to itself only."""
-
-    node: Node
-
-
-@dataclass(frozen=True, eq=False)
-class Gain(Step):
-    """``y_c = factor_c x_c``, factor ``[C]`` or ``[1]``."""
-
-    factor: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Shift(Step):
-    """``y_c = x_c + term_c``, term ``[C]`` or ``[1]``."""
-
-    term: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Bound(Step):
-    """``y = min(max(x, low), high)``; either may be infinite."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, eq=False)
-class Floor(Step):
-    """``y = floor(x)``."""
-
-
-@dataclass(frozen=True)
-class Signal:
-    """The output of the layer `base` after `steps`. Two are equal if they are the same tensor."""
-
-    base: str
-    steps: tuple[Step, ...] = ()
-
-
-Both = tuple[NDArray[Any], NDArray[Any]]
-"""Arrays at the two batch sizes: the same object twice unless it was computed from a batch size."""
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """Numbers that do not depend on the data."""
-
-    values: Both
-
-
-@dataclass(frozen=True, eq=False)
-class Rearranged:
-    """The output of the layer `origin` with its elements moved: indices into it, at each of the two batch sizes."""
-
-    node: Node
-    origin: str
-    indices: Both
-
-
-@dataclass(frozen=True, eq=False)
-class StraightThrough:
-    """``floor(x) − x``. Adding ``x`` gives ``floor(x)``, exactly: the term only redirects gradients."""
-
-    level: Signal
-    floored: Signal
-
-
-@dataclass(frozen=True, eq=False)
-class Unknown:
-    """What comes out of a node that was refused, or that follows one."""
-
-
-Value = Signal | Rearranged | Constant | StraightThrough | Unknown
-
-
 # Following the graph
 
 
-class _Reader:
+class Reader:
     """Goes through a model's nodes in order; collects layers, what each tensor holds, and problems."""
 
     def __init__(self, model: ModelProto, path: Path) -> None:
@@ -292,18 +161,18 @@ class _Reader:
         inputs = [value for value in graph.input if value.name not in self.initializers]  # old files list all
         for what, found in (("input", inputs), ("output", graph.output)):
             if len(found) != 1:
-                names = ", ".join(_shown(value.name) for value in found) or "none"
+                names = ", ".join(shown(value.name) for value in found) or "none"
                 raise ConversionError(f"{self.path}: a network takes exactly one {what}; the file has {names}")
         return inputs[0], graph.output[0]
 
     def _start(self, source: ValueInfoProto) -> None:
         """Check what the file says of its input, and make it the first layer."""
         onnx = require_onnx()
-        where = f"{self.path}: input {_shown(source.name)}"
+        where = f"{self.path}: input {shown(source.name)}"
         tensor = source.type.tensor_type
         kinds = [getattr(onnx.TensorProto, name) for name in FLOATS]
         if not source.type.HasField("tensor_type") or tensor.elem_type not in kinds:
-            raise ConversionError(f"{where}: expected a tensor of floats, got {_kind(tensor.elem_type)}")
+            raise ConversionError(f"{where}: expected a tensor of floats, got {kind_name(tensor.elem_type)}")
         if not tensor.HasField("shape") or len(tensor.shape.dim) < 2:
             raise ConversionError(f"{where}: expected a shape [B, ...], got {_dims(tensor.shape)}")
         batch, *rest = tensor.shape.dim
@@ -339,7 +208,7 @@ class _Reader:
 
     def _value(self, node: Node, proto: NodeProto) -> Value | tuple[Value, ...]:
         if proto.domain not in STANDARD:
-            raise ConversionError(f"an operator of {_shown(proto.domain)}, not of ONNX; inline or replace it")
+            raise ConversionError(f"an operator of {shown(proto.domain)}, not of ONNX; inline or replace it")
         fold, rule = FOLDS.get(node.op), RULES.get(node.op)
         constant = bool(node.inputs) and all(map(self._is_constant, filter(None, node.inputs)))
         if rule is None and not (constant and fold):
@@ -380,14 +249,14 @@ class _Reader:
         value = self.values.get(output.name, Unknown())
         if isinstance(value, Unknown):
             if not self.problems:
-                raise GraphError(f"{self.path}: output {_shown(output.name)} is not computed from the input")
+                raise GraphError(f"{self.path}: output {shown(output.name)} is not computed from the input")
             return ""
         if not isinstance(value, Signal | Rearranged):
-            raise ConversionError(f"{self.path}: output {_shown(output.name)} is not the output of a layer")
+            raise ConversionError(f"{self.path}: output {shown(output.name)} is not the output of a layer")
         try:
             name = self.layer(self._arrived(value, len(self.model.graph.node)))
         except BridgeError as error:
-            self.problems[f"output {_shown(output.name)}: {error}"] = len(self.model.graph.node)
+            self.problems[f"output {shown(output.name)}: {error}"] = len(self.model.graph.node)
             return ""
         declared = output.type.tensor_type.shape
         shape = (0, *self.shapes[name])
@@ -395,7 +264,7 @@ class _Reader:
             sizes = [dim.dim_value for dim in declared.dim]
             if len(sizes) != len(shape) or any(s and t and s != t for s, t in zip(sizes, shape, strict=True)):
                 raise GraphError(
-                    f"{self.path}: output {_shown(output.name)} is declared as {_dims(declared)}, "
+                    f"{self.path}: output {shown(output.name)} is declared as {_dims(declared)}, "
                     f"but is [B, {', '.join(map(str, shape[1:]))}]"
                 )
         return name
@@ -433,7 +302,7 @@ class _Reader:
         if isinstance(value, StraightThrough):
             raise ConversionError("it takes the difference of two signals, which is not supported")
         if not isinstance(value, Signal | Rearranged):
-            raise ConversionError(f"its input {_shown(node.inputs[index])} is a constant, expected data")
+            raise ConversionError(f"its input {shown(node.inputs[index])} is a constant, expected data")
         signal = self._arrived(value, node.index)
         self.values[node.inputs[index]] = signal
         return signal
@@ -445,7 +314,7 @@ class _Reader:
     def raw(self, node: Node, index: int) -> NDArray[Any]:
         """The constant that the node's input holds, as it is in the file."""
         value = self.value(node, index)
-        name = _shown(node.inputs[index])
+        name = shown(node.inputs[index])
         if not isinstance(value, Constant):
             raise ConversionError(f"its input {name} is computed from the data; only a constant is supported there")
         first, second = value.values
@@ -456,7 +325,7 @@ class _Reader:
     def numbers(self, node: Node, index: int, kind: type[np.floating] = np.float64, finite: bool = True) -> Array:
         """A copy of the float constant that the node's input holds, as `kind`."""
         array = self.raw(node, index)
-        name = _shown(node.inputs[index])
+        name = shown(node.inputs[index])
         if not np.issubdtype(array.dtype, np.floating):
             raise GraphError(f"its constant {name} holds {array.dtype}, expected floats")
         if array.size == 0:
@@ -475,7 +344,7 @@ class _Reader:
         full = (1,) * (len(shape) + 1 - array.ndim) + array.shape
         if full not in {(1, shape[0]) + (1,) * (len(shape) - 1), (1,) * (len(shape) + 1)}:
             raise ConversionError(
-                f"its constant {_shown(node.inputs[index])} has shape {list(array.shape)}; expected one number, or one "
+                f"its constant {shown(node.inputs[index])} has shape {list(array.shape)}; expected one number, or one "
                 f"for each of the {shape[0]} channels of [B, {', '.join(map(str, shape))}]"
             )
         return array.reshape(-1)
@@ -491,7 +360,7 @@ class _Reader:
         """The axes that the node names, in an attribute or its second input, counted from 0; None if it names none."""
         given = node.get("axes", None)
         if given is None and node.has(1):
-            given = _whole(self.raw(node, 1))
+            given = whole(self.raw(node, 1))
         if given is None:
             return None
         axes = tuple(sorted(axis + rank if axis < 0 else axis for axis in given))
@@ -502,9 +371,9 @@ class _Reader:
     def array(self, tensor: TensorProto) -> NDArray[Any]:
         """The data of `tensor`. Allocates no more than what is really in the file."""
         onnx = require_onnx()
-        what = f"tensor {_shown(tensor.name)} {list(tensor.dims)[:9]}"
+        what = f"tensor {shown(tensor.name)} {list(tensor.dims)[:9]}"
         if tensor.data_type not in [getattr(onnx.TensorProto, name) for name in (*FLOATS, *INTEGERS)]:
-            raise GraphError(f"{what} holds {_kind(tensor.data_type)}; expected numbers")
+            raise GraphError(f"{what} holds {kind_name(tensor.data_type)}; expected numbers")
         if any(size < 0 for size in tensor.dims):
             raise GraphError(f"{what} has a negative size")
         try:
@@ -527,14 +396,14 @@ class _Reader:
         folder = self.path.parent.resolve()
         file = (folder / location).resolve()
         if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise GraphError(f"{what}: its data is in {_shown(location)}, which is outside the model's folder")
+            raise GraphError(f"{what}: its data is in {shown(location)}, which is outside the model's folder")
         if not file.is_file():
-            raise GraphError(f"{what}: its data is in {_shown(location)}, which is not a file beside the model")
+            raise GraphError(f"{what}: its data is in {shown(location)}, which is not a file beside the model")
         size = file.stat().st_size
         given = int(entries["length"]) if "length" in entries else size - int(entries.get("offset", 0))
         wanted = math.prod(tensor.dims) * require_onnx().helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if given != wanted:  # before anything is read
-            raise GraphError(f"{what}: its data in {_shown(location)} takes {given} bytes, expected {wanted}")
+            raise GraphError(f"{what}: its data in {shown(location)} takes {given} bytes, expected {wanted}")
         if file not in self.data_files:
             self.data_files.add(file)
             self.budget += size
@@ -578,7 +447,7 @@ class _Reader:
         if signal not in self.made:
             try:
                 self.made[signal] = self._make(signal)
-            except _StepError as error:
+            except StepError as error:
                 self.refuse(error.node, error)
                 self.made[signal] = signal.base
         return self.made[signal]
@@ -608,12 +477,12 @@ class _Reader:
             elif isinstance(step, Shift):
                 shift = shift + step.term
             else:
-                raise _StepError(step.node, REMEDIES.get(step.node.op, REMEDIES["Clip"]))
+                raise StepError(step.node, REMEDIES.get(step.node.op, REMEDIES["Clip"]))
         node, base = signal.steps[-1].node, signal.base
         if np.all(shift == 0) and np.all(scale == 1):
             return base
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-            raise _StepError(node, "its constants and those before it multiply to NaN or infinity")
+            raise StepError(node, "its constants and those before it multiply to NaN or infinity")
         scale, shift = self._spread(scale, base), self._spread(shift, base)
         if np.all(shift == 0):
             return self.put(node, Scale(name=self.name(node), inputs=(base,), scale=scale)).base
@@ -652,7 +521,7 @@ class _Reader:
 
     def compute(self, node: Node, fold: Fold, operands: Sequence[Value | None]) -> list[Both]:
         """What the node makes of constants or indices, at each of the two batch sizes: one pair an output."""
-        pairs = [_both(operand) if operand is not None else None for operand in operands]
+        pairs = [both(operand) if operand is not None else None for operand in operands]
         results: list[tuple[NDArray[Any], ...]] = []
         for batch in (0, 1):
             if batch == 1 and all(pair is None or pair[0] is pair[1] for pair in pairs):
@@ -660,7 +529,7 @@ class _Reader:
                 break
             arrays = [None if pair is None else pair[batch] for pair in pairs]
             try:
-                self.spend(_size_of_fold(node, arrays))
+                self.spend(size_of_fold(node, arrays))
                 result = fold(node, *arrays)
             except BridgeError:
                 raise
@@ -668,663 +537,6 @@ class _Reader:
                 raise GraphError(f"its operands do not fit ({error})") from error
             results.append(tuple(result) if isinstance(result, list) else (np.asarray(result),))
         return list(zip(*results, strict=True))
-
-
-# Recognising QCFS
-
-
-class _StepError(ConversionError):
-    """An elementwise step that is no part of any layer, and the node it is."""
-
-    def __init__(self, node: Node, why: str) -> None:
-        super().__init__(why)
-        self.node = node
-
-
-@dataclass(frozen=True)
-class Found:
-    """QCFS in ``steps[start:stop]``; the threshold is ``[C]`` or ``[1]``."""
-
-    start: int
-    stop: int
-    levels: int
-    threshold: Array
-
-
-def recognise(steps: Sequence[Step], floor: int) -> Found:
-    """The QCFS around ``steps[floor]``. Raises `_StepError` naming the floor if there is none.
-
-    Two forms, with gains wherever a product stands (q is the height of a stair, so L = λ/q):
-
-    * ``gains · (+ 1/2) · floor · gains · bound(0, …) · gains``
-    * ``gains · bound(0, …) · gains · (+ 1/2) · floor · gains``
-
-    Gains before and after cannot be told from a `Scale` before or after. Those belong to QCFS with which its stairs are
-    as high as they are wide; of several such choices, the one that leaves out the fewest.
-    """
-    node = steps[floor].node
-    half = steps[floor - 1] if floor else None
-    if not isinstance(half, Shift) or not np.all(half.term == 0.5):
-        raise _StepError(node, "it floors, but QCFS adds exactly 1/2 before it does")
-    entry = floor - 1 - _run(steps[: floor - 1][::-1], Gain)
-    exit_ = floor + 1 + _run(steps[floor + 1 :], Gain)
-    inner = outer = _product(())
-    clipped_before = _run(steps[:entry][::-1], Bound)
-    if clipped_before:
-        low, high = _bounds(steps[entry - clipped_before : entry])
-        inner = _product(steps[entry : floor - 1])
-        latest_start, earliest_stop, latest_stop = entry - clipped_before, floor + 1, exit_
-        earliest_start = latest_start - _run(steps[:latest_start][::-1], Gain)
-        levels = inner * high
-    else:
-        clipped_after = _run(steps[exit_:], Bound)
-        if not clipped_after:
-            raise _StepError(node, "it floors, but is not clipped between 0 and λ as QCFS is")
-        low, high = _bounds(steps[exit_ : exit_ + clipped_after])
-        outer = _product(steps[floor + 1 : exit_])
-        earliest_start, latest_start, earliest_stop = entry, floor - 1, exit_ + clipped_after
-        latest_stop = earliest_stop + _run(steps[earliest_stop:], Gain)
-        levels = high / outer
-    count = _levels(node, low, levels)
-
-    def height(stop: int) -> Array:
-        return outer * _product(steps[earliest_stop:stop])
-
-    fitting = [
-        (start - earliest_start + latest_stop - stop, start, stop)  # first, how many gains are left out
-        for start in range(earliest_start, latest_start + 1)
-        for stop in range(earliest_stop, latest_stop + 1)
-        if np.allclose(_product(steps[start:latest_start]) * inner * height(stop), 1, rtol=ROUNDING, atol=0)
-    ]
-    if not fitting:
-        raise _StepError(node, "its stairs are not as high as wide: QCFS multiplies by L/λ before and by λ/L after")
-    _, start, stop = min(fitting)
-    return Found(start, stop, count, _threshold(node, height(stop) * count))
-
-
-def _levels(node: Node, low: float, levels: Array) -> int:
-    """L, from one value of it a channel. Raises `_StepError` unless it is a whole number."""
-    if low != 0:
-        raise _StepError(node, f"it is clipped at {low:g} below; QCFS is clipped at 0")
-    if not np.isfinite(levels).all():
-        raise _StepError(node, "it is not clipped above; QCFS is clipped at λ")
-    count = round(float(levels.flat[0]))
-    if not 1 <= count < 2**24 or not np.allclose(levels, count, rtol=ROUNDING, atol=0):
-        raise _StepError(node, f"its number of levels L must be a whole number of at least 1, got {levels.flat[0]:g}")
-    return count
-
-
-def _threshold(node: Node, values: Array) -> Array:
-    """λ, as the float32 that it was before it was multiplied and divided by L."""
-    if not (values > 0).all() or not np.isfinite(values).all():
-        raise _StepError(node, f"every threshold λ must be positive, got {values.min():g}; retrain or set it")
-    single = values.astype(np.float32).astype(np.float64)
-    return np.where(np.abs(single - values) <= 1e-12 * values, single, values)
-
-
-def _run(steps: Sequence[Step], kind: type[Step]) -> int:
-    """How many of the first `steps` are of that kind."""
-    return next((at for at, step in enumerate(steps) if not isinstance(step, kind)), len(steps))
-
-
-def _product(steps: Sequence[Step]) -> Array:
-    result: Array = np.ones(1)
-    for step in steps:
-        assert isinstance(step, Gain)
-        result = result * step.factor
-    return result
-
-
-def _bounds(steps: Sequence[Step]) -> tuple[float, float]:
-    """One clip that does what several in a row do."""
-    low, high = -math.inf, math.inf
-    for step in steps:
-        assert isinstance(step, Bound)
-        low, high = (min(max(value, step.low), step.high) for value in (low, high))
-    return low, high
-
-
-# Rules: what a node does to the data
-
-
-def _conv(reader: _Reader, node: Node) -> Value:
-    source = reader.source(node)
-    shape = reader.shapes[source]
-    weight = reader.numbers(node, 1, np.float32)
-    kernel = weight.shape[2:]
-    if len(kernel) not in (1, 2):
-        raise ConversionError(f"a convolution over {max(len(kernel), 0)} dimensions; 1 and 2 are supported")
-    if tuple(node.get("kernel_shape", kernel)) != kernel:
-        raise GraphError(f"its kernel_shape {node.get('kernel_shape', [])} is not that of its weight {weight.shape}")
-    groups = node.get("group", 1)
-    if groups < 1 or weight.shape[0] % groups:
-        raise GraphError(f"{weight.shape[0]} output channels do not divide into {groups} groups")
-    count = len(weight)
-    bias = reader.vector(node, 2, count, "bias") if node.has(2) else np.zeros(count)
-    stride, dilation, padding = _window(node, kernel, shape)
-    name, inputs = reader.name(node), (source,)
-    if len(kernel) == 1:
-        (s,), (d,), (p,) = stride, dilation, padding
-        return reader.put(
-            node,
-            Conv1d(name=name, inputs=inputs, weight=weight, bias=bias, stride=s, padding=p, dilation=d, groups=groups),
-        )
-    return reader.put(
-        node,
-        Conv2d(
-            name=name,
-            inputs=inputs,
-            weight=weight,
-            bias=bias,
-            stride=_two(stride),
-            padding=_two(padding),
-            dilation=_two(dilation),
-            groups=groups,
-        ),
-    )
-
-
-def _window(node: Node, kernel: Shape, shape: Shape) -> tuple[Shape, Shape, Shape]:
-    """Strides, dilations and paddings of a window of `kernel` that slides over `shape` ``[C, ...]``, checked."""
-    space = len(kernel)
-    if len(shape) != space + 1 or min(kernel) < 1:
-        raise GraphError(
-            f"a {list(kernel)} window does not slide over an input of shape [B, {', '.join(map(str, shape))}]"
-        )
-    stride, dilation = tuple(node.get("strides", [1] * space)), tuple(node.get("dilations", [1] * space))
-    if len(stride) != space or len(dilation) != space or min(stride + dilation) < 1:
-        raise GraphError(f"its strides {list(stride)} or dilations {list(dilation)} do not fit {space} dimensions")
-    automatic = node.get("auto_pad", "NOTSET")
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        sizes = zip(shape[1:], reach, stride, strict=True)
-        total = [max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in sizes]
-        before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-    elif automatic == "VALID":
-        before = after = (0,) * space
-    else:
-        pads = tuple(node.get("pads", [0] * 2 * space))
-        if automatic != "NOTSET" or len(pads) != 2 * space or min(pads) < 0:
-            raise GraphError(f"its padding {automatic} {list(pads)} does not fit {space} dimensions")
-        before, after = pads[:space], pads[space:]
-    if before != after:
-        raise ConversionError(
-            f"its padding is lopsided, {list(before)} before and {list(after)} after; make it symmetric"
-        )
-    return stride, dilation, before
-
-
-def _average_pool(reader: _Reader, node: Node) -> Value:
-    source = reader.source(node)
-    shape = reader.shapes[source]
-    kernel = tuple(node.get("kernel_shape", ()))
-    stride, dilation, padding = _window(node, kernel or (0,), shape)
-    if max(dilation) > 1 or (any(padding) and not node.get("count_include_pad", 0)):
-        raise ConversionError("NIR's AvgPool2d has no dilation and no count_include_pad=0 with padding")
-    sizes = zip(shape[1:], kernel, stride, padding, strict=True)
-    if node.get("ceil_mode", 0) and any((n + 2 * p - k) % s for n, k, s, p in sizes):
-        raise ConversionError("NIR's AvgPool2d has no ceil_mode; use sizes that divide, or ceil_mode=0")
-    return _pool(reader, node, source, kernel, stride, padding)
-
-
-def _pool(reader: _Reader, node: Node, source: str, kernel: Shape, stride: Shape, padding: Shape) -> Signal:
-    """Averages over windows; over one dimension a convolution of each channel by itself, for want of an AvgPool1d."""
-    name, inputs = reader.name(node), (source,)
-    if len(kernel) == 2:
-        pool = AvgPool2d(name=name, inputs=inputs, kernel=_two(kernel), stride=_two(stride), padding=_two(padding))
-        return reader.put(node, pool)
-    if len(kernel) != 1:
-        raise ConversionError(f"it pools over {len(kernel)} dimensions; 1 and 2 are supported")
-    channels = reader.shapes[source][0]
-    reader.spend(channels * kernel[0])
-    weight = np.full((channels, 1, kernel[0]), 1 / kernel[0])
-    conv = Conv1d(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=np.zeros(channels),
-        stride=stride[0],
-        padding=padding[0],
-        groups=channels,
-    )
-    return reader.put(node, conv)
-
-
-def _global_pool(reader: _Reader, node: Node) -> Signal:
-    source = reader.source(node)
-    space = reader.shapes[source][1:]
-    if not space:
-        raise GraphError("it pools over space, but its input has none")
-    if set(space) == {1}:
-        return Signal(source)
-    return _pool(reader, node, source, space, space, (0,) * len(space))
-
-
-def _reduce_mean(reader: _Reader, node: Node) -> Value:
-    rank = len(reader.shapes[reader.source(node)]) + 1
-    if rank < 3 or reader.axes(node, rank) != tuple(range(2, rank)):
-        raise ConversionError("only a mean over all dimensions of space, as [2, 3] of [B, C, H, W], is supported")
-    if node.get("keepdims", 1):
-        return _global_pool(reader, node)
-    pooled = _global_pool(reader, replace(node, title=f"{node.title}_pool"))
-    return reader.put(node, Flatten(name=reader.name(node), inputs=(pooled.base,)))
-
-
-def _gemm(reader: _Reader, node: Node) -> Value:
-    source = reader.source(node)
-    if node.get("transA", 0):
-        raise ConversionError("it transposes the data (transA)")
-    weight = reader.numbers(node, 1, np.float32)
-    if weight.ndim != 2:
-        raise GraphError(f"its weight has shape {list(weight.shape)}, expected two dimensions")
-    if not node.get("transB", 0):
-        weight = np.ascontiguousarray(weight.T)
-    if (alpha := node.get("alpha", 1.0)) != 1:
-        weight = weight * np.float32(alpha)
-        _check_finite(weight)
-    bias: Array = np.zeros(len(weight))
-    if node.has(2):
-        given = reader.numbers(node, 2)
-        if given.shape not in {(), (1,), (len(weight),), (1, 1), (1, len(weight))}:
-            raise GraphError(f"its bias has shape {list(given.shape)}, expected [{len(weight)}]")
-        bias = bias + node.get("beta", 1.0) * given.reshape(-1)
-        _check_finite(bias)
-    return reader.put(node, Linear(name=reader.name(node), inputs=(source,), weight=weight, bias=bias))
-
-
-def _mat_mul(reader: _Reader, node: Node) -> Value:
-    source = reader.source(node)
-    weight = reader.numbers(node, 1, np.float32)
-    if weight.ndim != 2:
-        raise ConversionError(f"its second factor has shape {list(weight.shape)}; only a matrix [F_in, F_out] will do")
-    weight = np.ascontiguousarray(weight.T)
-    layer = Linear(name=reader.name(node), inputs=(source,), weight=weight, bias=np.zeros(len(weight)))
-    if reader.readers[node.outputs[0]] == 1:
-        reader.bias_free.add(layer.name)
-    return reader.put(node, layer)
-
-
-def _batch_norm(reader: _Reader, node: Node) -> Value:
-    source = reader.source(node)
-    if node.get("training_mode", 0) or not node.get("spatial", 1):
-        raise ConversionError("only batch normalisation at inference, per channel, is supported; export in eval mode")
-    channels = reader.shapes[source][0]
-    gain, shift, mean, variance = (
-        reader.vector(node, at, channels, what)
-        for at, what in enumerate(("scale", "bias", "mean", "variance"), start=1)
-    )
-    variance = variance + node.get("epsilon", 1e-5)
-    if not (variance > 0).all():
-        raise ConversionError(f"its variance and epsilon must be positive together, got {variance.min():g}")
-    scale = gain / np.sqrt(variance)
-    _check_finite(scale, shift - scale * mean)
-    return reader.put(
-        node, BatchNorm(name=reader.name(node), inputs=(source,), scale=scale, shift=shift - scale * mean)
-    )
-
-
-def _move(reader: _Reader, node: Node) -> tuple[Value, ...]:
-    """Apply what only moves data to indices in its place."""
-    source = reader.value(node, 0)
-    if not isinstance(source, Rearranged):
-        name = reader.source(node)
-        sizes = [(batch, *reader.shapes[name]) for batch in reader.batches]
-        reader.spend(sum(map(math.prod, sizes)))
-        first, second = (np.arange(math.prod(size)).reshape(size) for size in sizes)
-        source = Rearranged(node, name, (first, second))
-    options = [reader.value(node, at) if node.has(at) else None for at in range(1, len(node.inputs))]
-    if not all(isinstance(option, Constant | None) for option in options):
-        raise ConversionError("where it moves data depends on the data")
-    return tuple(
-        Rearranged(node, source.origin, pair) for pair in reader.compute(node, FOLDS[node.op], [source, *options])
-    )
-
-
-def _resolve(shape: Shape, wanted: Shape, allow_zero: bool) -> Shape:
-    """The shape that Reshape gives, with its 0 (copied) and −1 (whatever is left) replaced."""
-    sizes = [shape[at] if size == 0 and not allow_zero and at < len(shape) else size for at, size in enumerate(wanted)]
-    rest = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and rest > 0:
-        sizes[sizes.index(-1)] = math.prod(shape) // rest
-    if min(sizes, default=0) < 1 or math.prod(sizes) != math.prod(shape):
-        raise GraphError(f"it reshapes to {list(wanted)}, which does not fit its input")
-    return tuple(sizes)
-
-
-def _concat(reader: _Reader, node: Node) -> Value:
-    sources = tuple(reader.source(node, at) for at in range(len(node.inputs)))
-    if node.get("axis", None) not in (1, -len(reader.shapes[sources[0]])):
-        raise ConversionError(f"it joins along axis {node.get('axis', None)}; only 1, the channels, is supported")
-    if len(sources) == 1:
-        return Signal(sources[0])
-    return reader.put(node, Concat(name=reader.name(node), inputs=sources))
-
-
-def _add(reader: _Reader, node: Node) -> Value:
-    first, second = reader.value(node, 0), reader.value(node, 1)
-    for level, difference in ((first, second), (second, first)):
-        if isinstance(difference, StraightThrough) and level == difference.level:
-            return difference.floored
-    if isinstance(first, Constant) or isinstance(second, Constant):
-        return _add_constant(reader, node, *((1, 0) if isinstance(first, Constant) else (0, 1)))
-    return _join(reader, node, reader.signal(node, 0), reader.signal(node, 1))
-
-
-def _add_constant(reader: _Reader, node: Node, data: int, constant: int) -> Value:
-    signal = reader.signal(node, data)
-    term = reader.channels(node, constant, signal)
-    if not signal.steps and signal.base in reader.bias_free and term.size > 1:
-        reader.bias_free.discard(signal.base)
-        index, layer = reader.layers[signal.base]
-        assert isinstance(layer, Linear)
-        reader.layers[signal.base] = (index, replace(layer, bias=term))
-        return signal
-    return reader.step(signal, Shift(node, term))
-
-
-def _join(reader: _Reader, node: Node, first: Signal, second: Signal) -> Signal:
-    """The sum of two signals; of a signal with itself, its double, for no NIR graph has the same edge twice."""
-    one, other = reader.layer(first), reader.layer(second)
-    if one == other:
-        double = np.full(reader.shapes[one][0], 2.0)
-        return reader.put(node, Scale(name=reader.name(node), inputs=(one,), scale=double))
-    return reader.put(node, Add(name=reader.name(node), inputs=(one, other)))
-
-
-def _sum(reader: _Reader, node: Node) -> Value:
-    total = reader.signal(node, 0)
-    for at in range(1, len(node.inputs)):
-        total = _join(reader, node, total, reader.signal(node, at))
-    return total
-
-
-def _sub(reader: _Reader, node: Node) -> Value:
-    first, second = reader.value(node, 0), reader.value(node, 1)
-    if isinstance(second, Constant):
-        signal = reader.signal(node, 0)
-        return reader.step(signal, Shift(node, -reader.channels(node, 1, signal)))
-    if isinstance(first, Constant):
-        signal = reader.signal(node, 1)
-        return reader.step(signal, Gain(node, -np.ones(1)), Shift(node, reader.channels(node, 0, signal)))
-    floored, level = reader.signal(node, 0), reader.signal(node, 1)
-    last = floored.steps[-1] if floored.steps else None
-    if isinstance(last, Floor) and Signal(floored.base, floored.steps[:-1]) == level:
-        return StraightThrough(level, floored)
-    raise ConversionError("it subtracts one signal from another; only sums are supported")
-
-
-def _mul(reader: _Reader, node: Node) -> Value:
-    constant = 0 if isinstance(reader.value(node, 0), Constant) else 1
-    if not isinstance(reader.value(node, constant), Constant):
-        raise ConversionError(PRODUCT)
-    signal = reader.signal(node, 1 - constant)
-    return reader.step(signal, Gain(node, reader.channels(node, constant, signal)))
-
-
-def _div(reader: _Reader, node: Node) -> Value:
-    if not isinstance(reader.value(node, 1), Constant):
-        raise ConversionError("it divides by a signal; no spiking layer does that")
-    signal = reader.signal(node, 0)
-    divisor = reader.channels(node, 1, signal)
-    if not np.all(divisor):
-        raise ConversionError("it divides by zero")
-    return reader.step(signal, Gain(node, 1 / divisor))
-
-
-def _neg(reader: _Reader, node: Node) -> Value:
-    return reader.step(reader.signal(node), Gain(node, -np.ones(1)))
-
-
-def _floor(reader: _Reader, node: Node) -> Value:
-    return reader.step(reader.signal(node), Floor(node))
-
-
-def _clip(reader: _Reader, node: Node) -> Value:
-    low = _limit(reader, node, 1) if node.has(1) else node.get("min", -math.inf)
-    high = _limit(reader, node, 2) if node.has(2) else node.get("max", math.inf)
-    return _bound(reader, node, 0, low, high)
-
-
-def _max(reader: _Reader, node: Node) -> Value:
-    data, limit = _data_and_limit(reader, node)
-    return _bound(reader, node, data, _limit(reader, node, limit), math.inf)
-
-
-def _min(reader: _Reader, node: Node) -> Value:
-    data, limit = _data_and_limit(reader, node)
-    return _bound(reader, node, data, -math.inf, _limit(reader, node, limit))
-
-
-def _relu(reader: _Reader, node: Node) -> Value:
-    return _bound(reader, node, 0, 0.0, math.inf)
-
-
-def _data_and_limit(reader: _Reader, node: Node) -> tuple[int, int]:
-    if len(node.inputs) != 2:
-        raise ConversionError(f"it compares {len(node.inputs)} tensors; only data with one constant is supported")
-    return (1, 0) if isinstance(reader.value(node, 0), Constant) else (0, 1)
-
-
-def _limit(reader: _Reader, node: Node, index: int) -> float:
-    limit = reader.numbers(node, index, finite=False)
-    if limit.size != 1 or np.isnan(limit).any():
-        raise ConversionError(f"its limit {_shown(node.inputs[index])} must be one number")
-    return float(limit.reshape(()))
-
-
-def _bound(reader: _Reader, node: Node, data: int, low: float, high: float) -> Value:
-    if not low <= high:
-        raise ConversionError(f"it clips between {low:g} and {high:g}")
-    return reader.step(reader.signal(node, data), Bound(node, low, high))
-
-
-def _same(reader: _Reader, node: Node) -> Value:
-    """Nodes that do nothing at inference."""
-    return reader.value(node, 0)
-
-
-def _dropout(reader: _Reader, node: Node) -> Value:
-    if node.has(2) and reader.raw(node, 2).any():
-        raise ConversionError("it drops at inference too; export in eval mode")
-    return reader.value(node, 0)
-
-
-def _cast(reader: _Reader, node: Node) -> Value:
-    if node.get("to", 0) != reader.element:
-        raise ConversionError(f"it casts to {_kind(node.get('to', 0))}; the whole network must have the input's type")
-    return reader.value(node, 0)
-
-
-def _cast_like(reader: _Reader, node: Node) -> Value:
-    """Data stays as it is, for all of it has one type; constants become what other constants, or the data, are."""
-    value, like = reader.value(node, 0), reader.value(node, 1)
-    if not isinstance(value, Constant):
-        return value
-    kind = like.values[0].dtype if isinstance(like, Constant) else _numpy_type(reader.element)
-    first, second = value.values
-    cast = first.astype(kind)
-    return Constant((cast, cast if second is first else second.astype(kind)))
-
-
-def _shape(reader: _Reader, node: Node) -> Value:
-    value = reader.value(node, 0)
-    if isinstance(value, Rearranged):
-        shapes = [indices.shape for indices in value.indices]
-    else:
-        shapes = [(batch, *reader.shapes[reader.signal(node).base]) for batch in reader.batches]
-    part = slice(node.get("start", 0), node.get("end", None))
-    first, second = (np.array(shape[part], dtype=np.int64) for shape in shapes)
-    return Constant((first, second))
-
-
-def _constant(reader: _Reader, node: Node) -> Value:
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    if len(node.attributes) != 1:
-        raise GraphError("expected one attribute with its value")
-    ((attribute, given),) = node.attributes.items()
-    if attribute == "value" and hasattr(given, "data_type"):
-        array = reader.array(given)
-    elif attribute in kinds and isinstance(given, float | int | list):
-        array = np.array(given, dtype=kinds[attribute])
-    else:
-        raise ConversionError(f"a constant given as {attribute} is not supported")
-    return Constant((array, array))
-
-
-MOVES = ("Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
-Rule = Callable[[_Reader, Node], Value | tuple[Value, ...]]
-RULES: dict[str, Rule] = {
-    "Add": _add,
-    "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
-    "Cast": _cast,
-    "CastLike": _cast_like,
-    "Clip": _clip,
-    "Concat": _concat,
-    "Constant": _constant,
-    "Conv": _conv,
-    "Div": _div,
-    "Dropout": _dropout,
-    "Floor": _floor,
-    "Gemm": _gemm,
-    "GlobalAveragePool": _global_pool,
-    "Identity": _same,
-    "MatMul": _mat_mul,
-    "Max": _max,
-    "Min": _min,
-    "Mul": _mul,
-    "Neg": _neg,
-    "ReduceMean": _reduce_mean,
-    "Relu": _relu,
-    "Shape": _shape,
-    "Sub": _sub,
-    "Sum": _sum,
-    **dict.fromkeys(MOVES, _move),
-}
-STAND_INS: dict[str, Rule] = {
-    **dict.fromkeys((op for op, remedy in REMEDIES.items() if remedy in (ONLY_QCFS, BATCH_NORM)), _same),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Round", "Ceil"), _same),
-    "GlobalMaxPool": _global_pool,
-}
-"""Refused operators, and the rules that give a tensor of the same shape."""
-
-
-# What nodes make of constants, or of indices in place of data
-
-
-def _axes_of(node: Node, given: NDArray[Any] | None) -> tuple[int, ...]:
-    return tuple(node.get("axes", ())) if given is None else _whole(given)
-
-
-def _fold_squeeze(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    return np.squeeze(data, _axes_of(node, axes) or None)
-
-
-def _fold_unsqueeze(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    return np.expand_dims(data, _axes_of(node, axes))
-
-
-def _fold_slice(node: Node, data: NDArray[Any], *inputs: NDArray[Any] | None) -> NDArray[Any]:
-    given = [_whole(value) if value is not None else None for value in (*inputs, *[None] * (4 - len(inputs)))]
-    starts, ends, axes, steps = (
-        given if inputs else (node.get("starts", ()), node.get("ends", ()), node.get("axes", None), None)
-    )
-    parts = [slice(None)] * data.ndim
-    for at, axis in enumerate(axes or range(len(starts or ()))):
-        parts[axis] = slice((starts or ())[at], (ends or ())[at], steps[at] if steps else 1)
-    return data[tuple(parts)]
-
-
-def _fold_reshape(node: Node, data: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
-    return data.reshape(_resolve(data.shape, _whole(wanted), bool(node.get("allowzero", 0))))
-
-
-def _fold_div(node: Node, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    if np.issubdtype(first.dtype, np.integer):
-        return np.asarray(np.sign(first) * np.sign(second) * (np.abs(first) // np.abs(second)))  # towards zero
-    return np.asarray(first / second)
-
-
-def _fold_clip(node: Node, data: NDArray[Any], *limits: NDArray[Any] | None) -> NDArray[Any]:
-    low, high = (*limits, None, None)[:2]
-    low = np.asarray(node.get("min", -math.inf)) if low is None else low
-    high = np.asarray(node.get("max", math.inf)) if high is None else high
-    return np.asarray(np.minimum(np.maximum(data, low), high), dtype=data.dtype)
-
-
-def _fold_cast(node: Node, data: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(data, dtype=_numpy_type(node.get("to", 0)))
-
-
-def _fold_expand(node: Node, data: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
-    return np.broadcast_to(data, np.broadcast_shapes(data.shape, _whole(shape)))
-
-
-def _fold_flatten(node: Node, data: NDArray[Any]) -> NDArray[Any]:
-    return data.reshape(math.prod(data.shape[: node.get("axis", 1)]), -1)
-
-
-def _fold_split(node: Node, data: NDArray[Any], sizes: NDArray[Any] | None = None) -> list[NDArray[Any]]:
-    """Into parts of the given sizes, or else of one size, the last one perhaps smaller."""
-    axis, count = node.get("axis", 0), len(node.outputs)
-    given = node.get("split", None) if sizes is None else _whole(sizes)
-    each = -(-data.shape[axis] // count)
-    bounds = np.cumsum(given)[:-1] if given else [each * at for at in range(1, count)]
-    if given and (sum(given) != data.shape[axis] or min(given) < 0 or len(given) != count):
-        raise ValueError(f"{given} are not the sizes of {count} parts of {data.shape[axis]}")
-    return list(np.split(data, bounds, axis))
-
-
-def _fold_shape(node: Node, data: NDArray[Any]) -> NDArray[Any]:
-    return np.array(data.shape[node.get("start", 0) : node.get("end", None)], dtype=np.int64)
-
-
-Fold = Callable[..., NDArray[Any] | list[NDArray[Any]]]
-BROADCAST: dict[str, Fold] = {
-    "Add": lambda node, a, b: a + b,
-    "Sub": lambda node, a, b: a - b,
-    "Mul": lambda node, a, b: a * b,
-    "Div": _fold_div,
-    "Max": lambda node, a, b: np.maximum(a, b),
-    "Min": lambda node, a, b: np.minimum(a, b),
-    "Clip": _fold_clip,
-}
-FOLDS: dict[str, Fold] = {
-    **BROADCAST,
-    "Abs": lambda node, a: np.abs(a),
-    "Cast": _fold_cast,
-    "Concat": lambda node, *parts: np.concatenate(parts, node.get("axis", 0)),
-    "Expand": _fold_expand,
-    "Flatten": _fold_flatten,
-    "Floor": lambda node, a: np.floor(a),
-    "Gather": lambda node, a, at: np.take(a, at, node.get("axis", 0)),
-    "Identity": lambda node, a: a,
-    "Neg": lambda node, a: -a,
-    "Reciprocal": lambda node, a: np.reciprocal(a),
-    "Reshape": _fold_reshape,
-    "Shape": _fold_shape,
-    "Slice": _fold_slice,
-    "Split": _fold_split,
-    "Sqrt": lambda node, a: np.sqrt(a),
-    "Squeeze": _fold_squeeze,
-    "Transpose": lambda node, a: np.transpose(a, node.get("perm", None)),
-    "Unsqueeze": _fold_unsqueeze,
-}
-"""In the type that the constants have, as a runtime would."""
-
-
-def _size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
-    """How many numbers folding the node gives, at most; known before they are computed."""
-    present = [array for array in arrays if array is not None]
-    if node.op in BROADCAST:
-        return math.prod(np.broadcast_shapes(*(array.shape for array in present)))
-    if node.op == "Expand":
-        data, shape = present
-        return math.prod(np.broadcast_shapes(data.shape, _whole(shape)))
-    if node.op == "Gather":
-        data, at = present
-        return int(data.size // max(data.shape[node.get("axis", 0)], 1) * at.size)
-    return sum(array.size for array in present)
 
 
 # Reading the file
@@ -1365,12 +577,12 @@ def _check_edges(model: ModelProto, source: str) -> None:
                     if name in made_later
                     else "nothing gives"
                 )
-                raise GraphError(f"{where}: it reads {_shown(name)}, which {why}")
+                raise GraphError(f"{where}: it reads {shown(name)}, which {why}")
         if not proto.output or not proto.output[0]:
             raise GraphError(f"{where}: it has no output")
         for name in filter(None, proto.output):
             if name in known:
-                raise GraphError(f"{where}: it gives {_shown(name)}, which exists already")
+                raise GraphError(f"{where}: it gives {shown(name)}, which exists already")
             known.add(name)
 
 
@@ -1394,7 +606,7 @@ def _node(index: int, proto: NodeProto) -> Node:
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
         title=_identifier(path or label.rpartition("/")[2] if label.startswith("/") else path or label),
-        where=f"{_shown(label)} ({_shown(proto.op_type)})",
+        where=f"{shown(label)} ({shown(proto.op_type)})",
         attributes={},
     )
 
@@ -1444,51 +656,9 @@ def _attributes(proto: NodeProto, opset: int, ir_version: int) -> dict[str, Any]
     }
 
 
-def _whole(array: NDArray[Any]) -> tuple[int, ...]:
-    """A short list of integers, such as axes or a shape."""
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1 or array.size > 16:
-        raise GraphError(f"expected a short list of integers, got {array.dtype} {list(array.shape)}")
-    return tuple(int(value) for value in array.reshape(-1))
-
-
-def _two(values: Sequence[int]) -> tuple[int, int]:
-    first, second = values
-    return first, second
-
-
-def _both(value: Value) -> Both:
-    assert isinstance(value, Constant | Rearranged)
-    return value.values if isinstance(value, Constant) else value.indices
-
-
-def _check_finite(*arrays: Array) -> None:
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ConversionError("its constants multiply to NaN or infinity")
-
-
 def _in_order(indices: NDArray[Any]) -> bool:
     return bool((indices.reshape(-1) == np.arange(indices.size)).all())
 
 
-def _numpy_type(number: int) -> type[np.generic]:
-    """What numpy calls one of ONNX's types of numbers. Raises `GraphError` for one that networks have no use for."""
-    kinds = {getattr(require_onnx().TensorProto, name): kind for name, kind in NUMPY.items()}
-    if number not in kinds:
-        raise GraphError(f"it casts to {_kind(number)}")
-    return kinds[number]
-
-
-def _kind(number: int) -> str:
-    """The name of one of ONNX's types of numbers."""
-    kinds = require_onnx().TensorProto.DataType
-    return str(kinds.Name(number)) if number in kinds.values() else f"type {number}"
-
-
 def _dims(shape: Any) -> str:
-    return f"[{', '.join(str(dim.dim_value or _shown(dim.dim_param) or '?') for dim in shape.dim)}]"
-
-
-def _shown(text: object) -> str:
-    """`text` from a file as it is if it is short and printable, else quoted."""
-    text = str(text)  # protobuf gives bytes where it is not UTF-8
-    return text if len(text) <= LONGEST_NAME and text.isprintable() else repr(text[:LONGEST_NAME])
+    return f"[{', '.join(str(dim.dim_value or shown(dim.dim_param) or '?') for dim in shape.dim)}]"
