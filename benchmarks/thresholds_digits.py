@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge import QCFS, convert, replace_activations
-from bridge.demo import digits_model, load_digits
+from bridge.demo import digits_model, load_digits, train
 from bridge.thresholds import fit_thresholds
 
 SEEDS = 3
@@ -40,23 +40,6 @@ def relu_model() -> nn.Sequential:
     return model
 
 
-def train(model: nn.Module, x: Tensor, y: NDArray[np.int64], epochs: int, rate: float) -> nn.Module:
-    """As `bridge.demo` trains: AdamW, one cycle."""
-    labels, batch = torch.from_numpy(y), 64
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
-    steps = epochs * -(-len(x) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps)
-    model.train()
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(x)).tensor_split(-(-len(x) // batch)):
-            loss = nn.functional.cross_entropy(model(x[chosen]), labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    return model.eval()
-
-
 def accuracy(outputs: NDArray[np.floating], y: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of right answers in percent, over the last two axes' images and classes."""
     right: NDArray[np.float64] = (outputs.argmax(axis=-1) == y).mean(axis=-1) * 100
@@ -79,7 +62,7 @@ def main() -> None:
     relu_accuracy = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
-        relu = train(relu_model(), x, y, epochs=12, rate=5e-3)
+        relu = train(relu_model(), x, y, epochs=12, learning_rate=5e-3)
         with torch.no_grad():
             relu_accuracy.append(float(accuracy(relu(x_test).numpy(), y_test)))
         for title, (choices, arguments) in FITTED.items():
@@ -87,7 +70,7 @@ def main() -> None:
                 model = replace_activations(copy.deepcopy(relu), levels, per_channel="channel" in title)
                 fit_thresholds(model, x, **arguments)
                 results.setdefault((levels, title), []).append(measure(model, x_test, y_test))
-        model = train(replace_activations(relu_model(), 8), x, y, epochs=12, rate=5e-3)
+        model = train(replace_activations(relu_model(), 8), x, y, epochs=12, learning_rate=5e-3)
         results.setdefault((8, TRAINED), []).append(measure(model, x_test, y_test))
     print(f"ReLU network: {np.mean(relu_accuracy):.1f} % (mean of {SEEDS} seeds, {len(x_test)} test images)\n")
     print("| L | λ from | QCFS | " + " | ".join(f"T = {step}" for step in STEPS) + " |")

@@ -65,19 +65,25 @@ def train_digits(x: Tensor, y: NDArray[np.int64], epochs: int = 12) -> nn.Sequen
     """Train `digits_model` on images `x` ``[B, 1, 8, 8]`` and labels `y`; the same weights for the same torch."""
     with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         torch.manual_seed(0)
-        model = digits_model()
-        labels = torch.from_numpy(y)
-        batch = 64
-        optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
-        total = epochs * -(-len(x) // batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=total)
-        for _ in progress(range(epochs), "training"):
-            for chosen in torch.randperm(len(x)).tensor_split(-(-len(x) // batch)):
-                loss = nn.functional.cross_entropy(model(x[chosen]), labels[chosen])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
+        return train(digits_model(), x, y, epochs)
+
+
+def train(
+    model: nn.Sequential, x: Tensor, y: NDArray[np.int64], epochs: int, learning_rate: float = 5e-3
+) -> nn.Sequential:
+    """Train `model` in place with AdamW in one cycle, in batches of 64; return it in eval mode."""
+    labels = torch.from_numpy(y)
+    batches = -(-len(x) // 64)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=learning_rate, total_steps=epochs * batches)
+    model.train()
+    for _ in progress(range(epochs), "training"):
+        for chosen in torch.randperm(len(x)).tensor_split(batches):
+            loss = nn.functional.cross_entropy(model(x[chosen]), labels[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
     return model.eval()
 
 

@@ -212,6 +212,28 @@ def pointwise(name: str, source: str, matrix: Array, rank: int) -> Affine:
     return kind(name=name, inputs=(source,), weight=weight, bias=np.zeros(len(matrix)))
 
 
+def average_pool(name: str, source: str, channels: int, kernel: Shape, stride: Shape, padding: Shape) -> Layer:
+    """Average pooling of `channels`. NIR has none in one dimension: there a depthwise convolution takes its place."""
+    if len(kernel) == 1:
+        return Conv1d(
+            name=name,
+            inputs=(source,),
+            weight=np.full((channels, 1, *kernel), 1 / kernel[0]),
+            bias=np.zeros(channels),
+            stride=stride[0],
+            padding=padding[0],
+            groups=channels,
+        )
+    sizes = {"kernel": kernel, "stride": stride, "padding": padding}
+    return AvgPool2d(name=name, inputs=(source,), **{key: (value[0], value[1]) for key, value in sizes.items()})
+
+
+def same_padding(kernel: Shape, dilation: Shape) -> Shape | None:
+    """The padding on each side that keeps a signal's size at stride 1; None if it would take more on one side."""
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    return None if any(r % 2 for r in reach) else tuple(r // 2 for r in reach)
+
+
 def _window(
     layer: Layer, shape: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape
 ) -> tuple[int, ...]:

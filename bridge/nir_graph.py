@@ -40,6 +40,7 @@ from bridge.graph import (
     Linear,
     Scale,
     Shape,
+    same_padding,
 )
 
 METADATA = {
@@ -283,22 +284,10 @@ def _(layer: Linear, shape: Shape) -> nir.NIRNode:
 
 
 @_write.register
-def _(layer: Conv2d, shape: Shape) -> nir.NIRNode:
-    return nir.Conv2d(
-        input_shape=(shape[1], shape[2]),
-        weight=layer.weight,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=layer.bias,
-    )
-
-
-@_write.register
-def _(layer: Conv1d, shape: Shape) -> nir.NIRNode:
-    return nir.Conv1d(
-        input_shape=shape[1],
+def _(layer: Conv1d | Conv2d, shape: Shape) -> nir.NIRNode:
+    kind, size = (nir.Conv2d, (shape[1], shape[2])) if isinstance(layer, Conv2d) else (nir.Conv1d, shape[1])
+    return kind(
+        input_shape=size,
         weight=layer.weight,
         stride=layer.stride,
         padding=layer.padding,
@@ -392,10 +381,10 @@ def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: 
         return padding
     if padding == "valid":
         return 0
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    if padding != "same" or any(r % 2 for r in reach) or set(stride) != {1}:
+    even = same_padding(kernel, dilation)
+    if padding != "same" or even is None or set(stride) != {1}:
         raise GraphError(f"node {name!r}: padding {padding!r} needs odd kernels and stride 1; write numbers")
-    return [r // 2 for r in reach]
+    return even
 
 
 @_read.register

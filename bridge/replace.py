@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 
-from bridge.capture.torch_model import trace
+from bridge.capture.torch_model import device_and_dtype, trace
 from bridge.errors import ConversionError
 from bridge.qcfs import QCFS
 
@@ -81,7 +80,7 @@ def _average(pool: Any) -> nn.Module:
 def _replace_modules(model: nn.Module, kinds: tuple[type[nn.Module], ...], make: Maker) -> int:
     """Replace every module of these `kinds` inside `model`, in place; one used under several names stays one."""
     everywhere = list(model.named_modules(remove_duplicate=False))
-    like = _device_and_dtype(model)
+    like = device_and_dtype(model)
     made: dict[nn.Module, nn.Module] = {}
     for path, module in everywhere:
         if isinstance(module, kinds):
@@ -101,7 +100,7 @@ def _replace_calls(model: nn.Module, calls: set[Any], make: Maker) -> tuple[nn.M
     if not found:
         return model, 0
     traced = fx.GraphModule(root, graph)
-    like = _device_and_dtype(model)
+    like = device_and_dtype(model)
     for node in found:
         options = _of_max_pool(*node.args[1:], **node.kwargs) if node.target in MAX_POOL_CALLS else None
         name = f"{node.name}_replaced"
@@ -112,12 +111,6 @@ def _replace_calls(model: nn.Module, calls: set[Any], make: Maker) -> tuple[nn.M
         traced.graph.erase_node(node)
     traced.recompile()
     return traced.train(model.training), len(found)
-
-
-def _device_and_dtype(model: nn.Module) -> dict[str, Any]:
-    """Where the parameters of `model` are, and their type: arguments for `torch.nn.Module.to`."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point() and not is_lazy(p)), None)
-    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
 
 
 def _of_max_pool(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bridge.capture.torch_model import at_inference
+from bridge.capture.torch_model import at_inference, device_and_dtype
 from bridge.errors import BridgeError, ConversionError, InputError
 from bridge.progress import progress
 from bridge.qcfs import QCFS, SMALLEST_THRESHOLD
@@ -185,12 +185,12 @@ def _as_relu(found: dict[QCFS, str], collected: dict[QCFS, _Histogram], ceiling:
 
 def _run(model: nn.Module, data: Tensor | Iterable[Any]) -> None:
     """Run all `data` through `model`. Raises `InputError` naming the batch."""
-    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    like = device_and_dtype(model)
     images = 0
     for number, batch in enumerate(_batches(data)):
         x = _images(batch, f"fit_thresholds: data, batch {number}")
         try:
-            model(x.to(device=like.device, dtype=like.dtype))
+            model(x.to(**like))
         except BridgeError:
             raise
         except Exception as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bridge.errors import ValidationError
 from bridge.files import replacing
 from bridge.graph import IntegrateFire, LayerGraph
-from bridge.records import SpikeRecord
+from bridge.records import SpikeRecord, running_mean
 from bridge.simulate import activations, simulate
 
 Runner = Callable[[Tensor, bool], SpikeRecord]
@@ -168,10 +168,14 @@ def validate(
             part = {layer: values[:take] for layer, values in target.items()} if target is not None else None
             got = run(images, False)
             tallies[name].add(got, expected, part, _head(ann_top1, take), _head(labels, take))
-            if not same_spikes(got, expected):
-                tallies[name].explain(divergences(graph, images, got, run(images, True)), done)
+            spikes_differ = not same_spikes(got, expected)
+            if not spikes_differ and np.array_equal(got.readout, expected.readout):
+                continue
+            replay = _Replay(graph, images, got, membranes=spikes_differ)
+            if spikes_differ:
+                tallies[name].explain(divergences(graph, got, run(images, True), replay), done)
             if not np.array_equal(got.readout, expected.readout):
-                tallies[name].judge_readout(graph, images, got)
+                tallies[name].judge_readout(got, replay)
     if not reference.images:
         raise ValidationError("there is no image to validate on")
     return Agreement(
@@ -188,15 +192,22 @@ def same_spikes(one: SpikeRecord, other: SpikeRecord) -> bool:
     return all(np.array_equal(one.spikes(name), other.spikes(name)) for name in one.packed)
 
 
-def divergences(graph: LayerGraph, x: Tensor, record: SpikeRecord, probed: SpikeRecord) -> list[Divergence]:
+class _Replay:
+    """The reference on what `record` says each layer heard and fired, in its own float32 and in float64."""
+
+    def __init__(self, graph: LayerGraph, x: Tensor, record: SpikeRecord, *, membranes: bool) -> None:
+        self.expected = simulate(graph, x, record.steps, membranes=membranes, heard=record)
+        self.exact = simulate(graph, x.double(), record.steps, membranes=membranes, heard=record)
+
+
+def divergences(graph: LayerGraph, record: SpikeRecord, probed: SpikeRecord, replay: _Replay) -> list[Divergence]:
     """The spikes of `record` that are wrong by themselves.
 
-    Each layer is replayed by the reference on what `record` says it heard and fired, so a layer that only passes on an
-    earlier difference has none. `probed` is the same run with membranes; where it did not repeat its spikes, the
+    They are those that differ from the `replay`, in which a layer that only passes on an earlier difference has none.
+    `probed` is the same run with membranes; where it did not repeat its spikes, the
     membrane is unknown (None) and the divergence counts as no tie.
     """
-    expected = simulate(graph, x, record.steps, membranes=True, heard=record)
-    exact = simulate(graph, x.double(), record.steps, membranes=True, heard=record)
+    expected, exact = replay.expected, replay.exact
     found = []
     for name in graph.spiking:
         layer = graph[name]
@@ -258,7 +269,7 @@ class _Tally:
             axes = tuple(range(1, spikes.ndim))
             self.differing[name] += (spikes != expected.spikes(name)).sum(axis=axes)
             if target is not None:
-                error = np.abs(record.rates(name) - target[name])
+                error = np.abs(running_mean(spikes) - target[name])
                 self.error_sum[name] = self.error_sum.get(name, 0) + error.sum(axis=axes, dtype=np.float64)
                 self.error_max[name] = np.maximum(self.error_max.get(name, 0), error.max(axis=axes))
         top1 = _top1(record.outputs())
@@ -273,10 +284,9 @@ class _Tally:
         room = LISTED - len(self.divergences)
         self.divergences += [Divergence(**{**asdict(d), "image": d.image + offset}) for d in found[:room]]
 
-    def judge_readout(self, graph: LayerGraph, x: Tensor, record: SpikeRecord) -> None:
+    def judge_readout(self, record: SpikeRecord, replay: _Replay) -> None:
         """Hold the readout of a batch against what the reference makes of the same spikes."""
-        expected = simulate(graph, x, self.steps, heard=record).readout
-        exact = simulate(graph, x.double(), self.steps, heard=record).readout
+        expected, exact = replay.expected.readout, replay.exact.readout
         error = np.abs(record.readout - expected).reshape(*record.readout.shape[:2], -1).max(axis=-1)
         own_error = max(float(np.abs(expected - exact).max()), float(np.abs(exact).max()) * 2.0**-24)
         self.readout_error = max(self.readout_error, float(error.max()))

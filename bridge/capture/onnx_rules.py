@@ -31,7 +31,7 @@ from bridge.capture.onnx_values import (
 )
 from bridge.capture.torch_rules import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
 from bridge.errors import ConversionError, GraphError
-from bridge.graph import Add, Array, AvgPool2d, BatchNorm, Concat, Conv1d, Conv2d, Flatten, Linear, Scale, Shape
+from bridge.graph import Add, Array, BatchNorm, Concat, Conv1d, Conv2d, Flatten, Linear, Scale, Shape, average_pool
 
 if TYPE_CHECKING:
     from bridge.capture.onnx_model import Reader
@@ -138,25 +138,12 @@ def _average_pool(reader: Reader, node: Node) -> Value:
 
 def _pool(reader: Reader, node: Node, source: str, kernel: Shape, stride: Shape, padding: Shape) -> Signal:
     """Averages over windows; over one dimension a convolution of each channel by itself, for want of an AvgPool1d."""
-    name, inputs = reader.name(node), (source,)
-    if len(kernel) == 2:
-        pool = AvgPool2d(name=name, inputs=inputs, kernel=_two(kernel), stride=_two(stride), padding=_two(padding))
-        return reader.put(node, pool)
-    if len(kernel) != 1:
+    if len(kernel) not in (1, 2):
         raise ConversionError(f"it pools over {len(kernel)} dimensions; 1 and 2 are supported")
     channels = reader.shapes[source][0]
-    reader.spend(channels * kernel[0])
-    weight = np.full((channels, 1, kernel[0]), 1 / kernel[0])
-    conv = Conv1d(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=np.zeros(channels),
-        stride=stride[0],
-        padding=padding[0],
-        groups=channels,
-    )
-    return reader.put(node, conv)
+    if len(kernel) == 1:
+        reader.spend(channels * kernel[0])
+    return reader.put(node, average_pool(reader.name(node), source, channels, kernel, stride, padding))
 
 
 def _global_pool(reader: Reader, node: Node) -> Signal:

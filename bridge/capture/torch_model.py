@@ -42,7 +42,8 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
     check_example(model, example_input)
     walk = _Walk(type(model).__name__, *trace(model))
     with at_inference(model), torch.no_grad():
-        example = _like_parameters(example_input[:2], model)  # two show whether images are mixed, more show no more
+        # Two images show whether images are mixed; more would show no more.
+        example = example_input[:2].to(**device_and_dtype(model))
         traced = walk.run(example.clone())
     if walk.problems:
         walk.give_up()
@@ -284,9 +285,8 @@ def _computes(layers: Sequence[Layer], x: Tensor, expected: Tensor) -> bool:
     tolerance = 1e-3 * float(expected.abs().max().nan_to_num(0.0)) if expected.numel() else 0.0
     wrong = (value - expected).abs() > tolerance + 1e-6
     if any(isinstance(layer, ClipFloorShift) for layer in layers):
-        return (
-            int(wrong.sum()) <= 0.01 * wrong.numel() + 1
-        )  # a value on the edge between two levels may fall either way
+        # A value on the edge between two levels may fall either way.
+        return int(wrong.sum()) <= 0.01 * wrong.numel() + 1
     return not bool(wrong.any())
 
 
@@ -307,10 +307,10 @@ def check_example(model: nn.Module, example_input: Tensor) -> None:
         raise ConversionError("the model has parameters without a shape yet: run it once on an input, and train it")
 
 
-def _like_parameters(x: Tensor, model: nn.Module) -> Tensor:
-    """`x` where the model's parameters are, in their type."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return x if parameter is None else x.to(device=parameter.device, dtype=parameter.dtype)
+def device_and_dtype(model: nn.Module) -> dict[str, Any]:
+    """Where the parameters of `model` are, and their type: arguments for ``.to`` of what is to go with them."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point() and not is_lazy(p)), None)
+    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
 
 
 @contextmanager

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bridge.errors import ConversionError
-from bridge.graph import AvgPool2d, BatchNorm, ClipFloorShift, Conv1d, Conv2d, Flatten, Layer, Linear, Shape
+from bridge.graph import (
+    BatchNorm,
+    ClipFloorShift,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    Shape,
+    average_pool,
+    same_padding,
+)
 from bridge.qcfs import QCFS
 
 Rule = Callable[[str, str, Any, Shape], list[Layer]]
@@ -72,12 +83,12 @@ def conv(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
     rank = len(shape) - 1
     stride, dilation = numbers(options.stride, rank), numbers(options.dilation, rank)
     if options.padding == "same":
-        reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
-        if any(r % 2 for r in reach):
+        even = same_padding(weight.shape[2:], dilation)
+        if even is None:
             raise ConversionError(
                 f"padding='same' is lopsided with kernel {weight.shape[2:]}; use an odd one or explicit padding"
             )
-        padding = tuple(r // 2 for r in reach)
+        padding = even
     else:
         padding = numbers(0 if options.padding == "valid" else options.padding, rank)
     common = {"name": name, "inputs": (source,), "weight": weight, "bias": bias, "groups": options.groups}
@@ -125,7 +136,7 @@ def avg_pool(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
         raise ConversionError(
             "NIR's average pooling has no divisor_override or count_include_pad=False; leave them out"
         )
-    return [_mean(name, source, shape, kernel, stride, padding)]
+    return [average_pool(name, source, shape[0], kernel, stride, padding)]
 
 
 def adaptive_avg_pool(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
@@ -135,7 +146,7 @@ def adaptive_avg_pool(name: str, source: str, options: Any, shape: Shape) -> lis
     if any(size % out for size, out in zip(shape[1:], sizes, strict=True)):
         raise ConversionError(f"it pools {shape[1:]} to {tuple(sizes)} with windows of several sizes; use a multiple")
     kernel = tuple(size // out for size, out in zip(shape[1:], sizes, strict=True))
-    return [] if set(kernel) == {1} else [_mean(name, source, shape, kernel, kernel, (0,) * rank)]
+    return [] if set(kernel) == {1} else [average_pool(name, source, shape[0], kernel, kernel, (0,) * rank)]
 
 
 def mean_over_space(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
@@ -145,8 +156,8 @@ def mean_over_space(name: str, source: str, options: Any, shape: Shape) -> list[
         raise ConversionError(f"a mean over dimensions {options.dim}; only the mean over all of space is supported")
     kernel = shape[1:]
     if options.keepdim:
-        return [_mean(name, source, shape, kernel, kernel, (0,) * len(kernel))]
-    pool = _mean(f"{name}_pool", source, shape, kernel, kernel, (0,) * len(kernel))
+        return [average_pool(name, source, shape[0], kernel, kernel, (0,) * len(kernel))]
+    pool = average_pool(f"{name}_pool", source, shape[0], kernel, kernel, (0,) * len(kernel))
     return [pool, Flatten(name=name, inputs=(pool.name,))]
 
 
@@ -174,24 +185,6 @@ def nothing(name: str, source: str, options: Any, shape: Shape) -> list[Layer]:
 def numbers(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
     """One number for each of `count` dimensions."""
     return tuple(int(each) for each in np.broadcast_to(value, (count,)))
-
-
-def _mean(name: str, source: str, shape: Shape, kernel: Shape, stride: Shape, padding: Shape) -> Layer:
-    """Average pooling. NIR has none in one dimension, where a depthwise convolution takes its place."""
-    if len(kernel) == 1:
-        weight = np.full((shape[0], 1, *kernel), 1 / kernel[0])
-        bias = np.zeros(shape[0])
-        return Conv1d(
-            name=name,
-            inputs=(source,),
-            weight=weight,
-            bias=bias,
-            stride=stride[0],
-            padding=padding[0],
-            groups=shape[0],
-        )
-    sizes = {"kernel": kernel, "stride": stride, "padding": padding}
-    return AvgPool2d(name=name, inputs=(source,), **{key: (value[0], value[1]) for key, value in sizes.items()})
 
 
 MODULES: dict[type[nn.Module], Rule] = {
