@@ -7,7 +7,8 @@ docstring. Nothing here computes; `bridge.simulate` does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -161,6 +162,11 @@ class AvgPool2d(Layer):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SumPool2d(AvgPool2d):
+    """Sum over windows of ``kernel``, zeros where they are padded: the average's part in whole numbers."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Flatten(Layer):
     """``[C, H, W]`` to ``[C·H·W]`` in C order."""
 
@@ -185,17 +191,26 @@ class ClipFloorShift(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegrateFire(Layer):
-    """Integrate-and-fire with soft reset and unit threshold, in the shifted potential ``u = v − v(0)``:
+    """Integrate-and-fire with soft reset, in the shifted potential ``u = v − v(0)``:
 
-    ``u(0) = 0;  u += I;  s = [u ≥ level];  u −= s``, where ``level = 1 − v(0)``, one value per channel ``[C]``.
+    ``u(0) = 0;  u += I;  s = [u ≥ level];  u −= threshold · s``, where ``level = threshold − v(0)``; both hold one
+    value per channel ``[C]``.
 
-    QCFS's twin starts at ``v(0) = 1/2``, hence ``level = 1/2``; the spikes are those of threshold 1.
+    QCFS's twin starts at half its threshold, which is 1 unless the network is in whole numbers.
     """
 
     level: Array
+    threshold: Array = field(default_factory=lambda: np.ones(1, np.float32))
 
     def __post_init__(self) -> None:
         self.expect(bool(np.all(np.isfinite(self.level))), "finite firing levels", self.level)
+        self.expect(bool(np.all(np.isfinite(self.threshold) & (self.threshold > 0))), "thresholds > 0", self.threshold)
+        self.expect(
+            self.threshold.shape in ((1,), self.level.shape),
+            f"one threshold for each of the {len(self.level)} levels, or one for all",
+            self.threshold.shape,
+        )
+        object.__setattr__(self, "threshold", np.array(np.broadcast_to(self.threshold, self.level.shape)))
 
     def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
@@ -308,6 +323,19 @@ class LayerGraph:
     def spiking(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order."""
         return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire))
+
+    @cached_property
+    def integer(self) -> bool:
+        """Whether this is a spiking network in whole numbers: from whole-number images, it computes nothing else."""
+        kinds = Input | Affine | Add | Scale | SumPool2d | Flatten | IntegrateFire
+        neurons = [layer for layer in self.layers if isinstance(layer, IntegrateFire)]
+        others = [layer for layer in self.layers if isinstance(layer, kinds) and not isinstance(layer, IntegrateFire)]
+        if not neurons or len(neurons) + len(others) < len(self.layers):
+            return False
+        # neurons first: in a network that is not in whole numbers their levels of 1/2 settle it at once
+        values = ((layer, f.name) for layer in (*neurons, *others) for f in fields(layer))
+        arrays = (getattr(layer, name) for layer, name in values)
+        return all(bool((array == np.rint(array)).all()) for array in arrays if isinstance(array, np.ndarray))
 
     def consumers(self, name: str) -> list[Layer]:
         """The layers that read the output of `name`."""

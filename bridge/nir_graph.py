@@ -5,7 +5,10 @@ three primitives in a loop, each exactly what NIR says it is::
 
     → I(r = 1) ──→ Threshold(θ') ──→          u += I;  s = [u > θ']
         ↑               │                     θ' = the largest float32 below the level, so u > θ'  ⟺  u ≥ level
-        └── Scale(−1) ←─┘                     u −= s  (one step later, before anything reads u again: the same sums)
+        └── Scale(−θ) ←─┘                     u −= θ·s  (one step later, before anything reads u again: the same sums)
+
+θ is the threshold that a spike takes off, 1 unless the network is in whole numbers. Among those, u > level − 1 says the
+same as u ≥ level, and θ' = level − 1 keeps the whole graph in them.
 
 Time is discrete with dt = 1. What a reader needs is in this structure; the graph's metadata only repeats it.
 """
@@ -16,6 +19,7 @@ import graphlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -40,12 +44,13 @@ from bridge.graph import (
     Linear,
     Scale,
     Shape,
+    SumPool2d,
     same_padding,
 )
 
 METADATA = {
     "dt": 1.0,
-    "neuron": "I -> Threshold -> Scale(-1) -> I: integrate-and-fire, soft reset by 1; fires on level, not on crossing",
+    "neuron": "I -> Threshold -> Scale(-theta) -> I: integrate-and-fire, soft reset; fires on level, not on crossing",
     "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
 }
 
@@ -69,8 +74,9 @@ def to_nir(graph: LayerGraph) -> nir.NIRGraph:
             continue
         membrane, reset = _free(f"{layer.name}_membrane", graph), _free(f"{layer.name}_reset", graph)
         nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
-        nodes[layer.name] = nir.Threshold(threshold=_spread(np.nextafter(layer.level, np.float32(-np.inf)), shape))
-        nodes[reset] = nir.Scale(scale=np.full(shape, -1, np.float32))
+        below = layer.level - 1 if graph.integer else np.nextafter(layer.level, np.float32(-np.inf))
+        nodes[layer.name] = nir.Threshold(threshold=_spread(below, shape))
+        nodes[reset] = nir.Scale(scale=_spread(-layer.threshold, shape))
         edges += [(layer.inputs[0], membrane), (membrane, layer.name), (layer.name, reset), (reset, membrane)]
     output = _free("output", graph)
     nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
@@ -125,9 +131,12 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
         if isinstance(node, nir.Threshold):
             membrane, reset, drives = wiring.neuron(name)
             inside |= {membrane, reset}
-            source = _sum(name, drives, layers)
-            level = np.nextafter(np.asarray(node.threshold, np.float32), np.float32(np.inf))
-            layers[name] = IntegrateFire(name=name, inputs=(source,), level=_per_channel(level, name))
+            layers[name] = IntegrateFire(
+                name=name,
+                inputs=(_sum(name, drives, layers),),
+                level=_per_channel(node.threshold, name).astype(np.float64) + 1,
+                threshold=-_per_channel(wiring.nodes[reset].scale, reset),
+            )
     for name, node in graph.nodes.items():
         if name in inside or name in layers or isinstance(node, nir.Output):
             continue
@@ -149,7 +158,14 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             layer.expect(finite, "finite weights and biases", "NaN or infinity among them")
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
-    return LayerGraph(tuple(layers[name] for name in order))
+    result = LayerGraph(tuple(layers[name] for name in order))
+    return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in result.spiking})
+
+
+def _with_level(graph: LayerGraph, name: str, node: nir.Threshold) -> Layer:
+    """The neurons `name` of `graph` with the smallest potential above the threshold of `node` as their level."""
+    above = _per_channel(node.threshold, name)
+    return replace(graph[name], level=above + 1 if graph.integer else np.nextafter(above, np.float32(np.inf)))  # type: ignore[call-arg]
 
 
 def _sum(name: str, sources: Sequence[str], layers: dict[str, Layer]) -> str:
@@ -199,8 +215,8 @@ class _Wiring:
         self.output = outputs[0]
 
     def neuron(self, threshold: str) -> tuple[str, str, list[str]]:
-        """Names of the I and the Scale(−1) of the neuron that fires at `threshold`, and of what drives it."""
-        wanted = f"node {threshold!r} (Threshold): expected the neuron I(r = 1) → Threshold → Scale(−1) → I; "
+        """Names of the I and the Scale(−θ) of the neuron that fires at `threshold`, and of what drives it."""
+        wanted = f"node {threshold!r} (Threshold): expected the neuron I(r = 1) → Threshold → Scale(−θ) → I; "
         before = self.before[threshold]
         if len(before) != 1 or not isinstance(self.nodes[before[0]], nir.I):
             raise GraphError(f"{wanted}it is fed by {before}, not by one I")
@@ -213,8 +229,8 @@ class _Wiring:
             raise GraphError(f"{wanted}{membrane!r} is fed by {self.before[membrane]}, not by a source and one reset")
         reset = self.nodes[resets[0]]
         private = self.before[resets[0]] == [threshold] and self.after[resets[0]] == [membrane]
-        if not private or not isinstance(reset, nir.Scale) or not np.all(np.asarray(reset.scale) == -1):
-            raise GraphError(f"{wanted}{resets[0]!r} is not a Scale by −1 between them alone")
+        if not private or not isinstance(reset, nir.Scale) or not np.all(np.asarray(reset.scale) < 0):
+            raise GraphError(f"{wanted}{resets[0]!r} is not a Scale by −θ < 0 between them alone")
         return membrane, resets[0], drives
 
 
@@ -310,6 +326,13 @@ def _(layer: AvgPool2d, shape: Shape) -> nir.NIRNode:
 
 
 @_write.register
+def _(layer: SumPool2d, shape: Shape) -> nir.NIRNode:
+    return nir.SumPool2d(
+        kernel_size=np.array(layer.kernel), stride=np.array(layer.stride), padding=np.array(layer.padding)
+    )
+
+
+@_write.register
 def _(layer: Flatten, shape: Shape) -> nir.NIRNode:
     return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
 
@@ -388,9 +411,10 @@ def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: 
 
 
 @_read.register
-def _(node: nir.AvgPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
+def _(node: nir.AvgPool2d | nir.SumPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
+    kind = SumPool2d if isinstance(node, nir.SumPool2d) else AvgPool2d
     kernel, stride, padding = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
-    return AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
+    return kind(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
 
 
 @_read.register

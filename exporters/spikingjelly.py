@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import cast
 
 import nir
@@ -15,6 +16,7 @@ from bridge.errors import GraphError
 from bridge.graph import IntegrateFire
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
+from bridge.simulate.ops import tensor
 from exporters.base import Availability, probe
 from exporters.torch_module import build, run
 
@@ -36,7 +38,8 @@ class SpikingJelly:
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from spikingjelly.activation_based import layer
 
-        return build(from_nir(graph), layer, _neuron, "SpikingJellyNetwork")
+        network = from_nir(graph)
+        return build(network, layer, partial(_neuron, integer=network.integer), "SpikingJellyNetwork")
 
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
@@ -55,25 +58,26 @@ class SpikingJelly:
                 module.step_mode = mode
 
 
-def _potential(node: nn.Module) -> Tensor:
-    return cast(Tensor, node.v)
+def _potential(node: nn.Module, spikes: Tensor) -> Tensor:
+    threshold = torch.as_tensor(node.v_threshold, device=spikes.device)
+    return cast(Tensor, node.v) + spikes * threshold.reshape(-1, *[1] * (spikes.dim() - 2))
 
 
-def offset_for(level: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def offset_for(level: NDArray[np.float32], threshold: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """``v_offset`` with which the node fires exactly when u ≥ level, in float32.
 
-    The node tests ``u + v_offset ≥ 1`` with a rounded sum. For level 1/2, an offset of 1/2 would also fire at the
-    float32 just below it, since that sum rounds up to 1; the next smaller offset does not. Both sides of the level
-    are tried here, and since rounding is monotone, that settles it for every u.
+    The node tests ``u + v_offset ≥ threshold`` with a rounded sum. For threshold 1 and level 1/2, an offset of 1/2
+    would also fire at the float32 just below it, since that sum rounds up to 1; the next smaller offset does not. Both
+    sides of the level are tried here, and since rounding is monotone, that settles it for every u.
 
     Raises:
-        GraphError: no float32 offset does it; only levels other than 1/2 can meet this.
+        GraphError: no float32 offset does it; only levels other than half the threshold can meet this.
     """
     below = np.nextafter(level, np.float32(-np.inf))
     result = np.full_like(level, np.nan)
-    candidate = np.nextafter(np.float32(1) - level, np.float32(np.inf))
+    candidate = np.nextafter(threshold - level, np.float32(np.inf))
     for _ in range(4):
-        exact = (level + candidate >= 1) & (below + candidate < 1) & np.isnan(result)
+        exact = (level + candidate >= threshold) & (below + candidate < threshold) & np.isnan(result)
         result = np.where(exact, candidate, result)
         candidate = np.nextafter(candidate, np.float32(-np.inf))
     if np.isnan(result).any():
@@ -82,15 +86,18 @@ def offset_for(level: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     return result
 
 
-def _neuron(layer: IntegrateFire) -> nn.Module:
+def _neuron(layer: IntegrateFire, rank: int, integer: bool) -> nn.Module:
     from spikingjelly.activation_based import neuron
 
-    offset = offset_for(layer.level, layer.name)
-    uniform = bool((offset == offset[0]).all())
+    threshold = layer.threshold
+    # whole numbers add up exactly, and there is none just below the level
+    offset = threshold - layer.level if integer else offset_for(layer.level, threshold, layer.name)
     module: nn.Module = neuron.ActivationAwareIFNode(
-        v_threshold=1.0,
-        v_offset=float(offset[0]) if uniform else torch.from_numpy(offset),
-        channel_dim=1,
-        v_reset=None,
+        v_threshold=_one_or_all(threshold), v_offset=_one_or_all(offset), channel_dim=1, v_reset=None
     )
     return module
+
+
+def _one_or_all(values: NDArray[np.floating]) -> float | Tensor:
+    """One number where all channels share it."""
+    return float(values[0]) if (values == values[0]).all() else tensor(values)

@@ -25,6 +25,7 @@ from bridge.graph import (
     LayerGraph,
     Linear,
     Scale,
+    SumPool2d,
 )
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
@@ -47,7 +48,9 @@ class ChannelScale(nn.Module):
         return x * self.scale
 
 
-def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.Module], name: str) -> fx.GraphModule:
+def build(
+    graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire, int], nn.Module], name: str
+) -> fx.GraphModule:
     """A torch module with one child a layer, called by the layer's name; ``print(module.code)`` shows its forward.
 
     Maps one time step's input ``[B, *input]`` to that step's readout ``[B, ...]``.
@@ -55,7 +58,7 @@ def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.
     Args:
         graph: the spiking network.
         library: where Conv2d, Linear, AvgPool2d and Flatten come from, such as `torch.nn`.
-        neuron: makes the framework's neuron of an `IntegrateFire` layer.
+        neuron: makes the framework's neuron of an `IntegrateFire` layer and its rank, the dimensions of its signal.
         name: of the module's class.
 
     Raises:
@@ -77,7 +80,7 @@ def build(graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire], nn.
         if isinstance(layer, Scale):
             modules[layer.name] = ChannelScale(tensor(layer.scale).clone(), len(graph.shapes[layer.name]))
         elif isinstance(layer, IntegrateFire):
-            modules[layer.name] = neuron(layer)
+            modules[layer.name] = neuron(layer, len(graph.shapes[layer.name]))
         else:
             modules[layer.name] = _module(layer, library)
         nodes[layer.name] = calls.call_module(layer.name, inputs)
@@ -112,6 +115,11 @@ def _(layer: AvgPool2d, library: Any) -> nn.Module:
 
 
 @_module.register
+def _(layer: SumPool2d, library: Any) -> nn.Module:
+    return cast(nn.Module, library.AvgPool2d(layer.kernel, layer.stride, layer.padding, divisor_override=1))
+
+
+@_module.register
 def _(layer: Flatten, library: Any) -> nn.Module:
     return cast(nn.Module, library.Flatten())
 
@@ -127,15 +135,15 @@ def run(
     backend: str,
     native: fx.GraphModule,
     neurons: dict[str, nn.Module],
-    potential: Callable[[nn.Module], Tensor],
+    potential: Callable[[nn.Module, Tensor], Tensor],
     x: NDArray[np.float32],
     steps: int,
     membranes: bool,
 ) -> SpikeRecord:
     """Feed `x` to `native` at every step and record what its `neurons`, reset by the caller, fire.
 
-    `potential` gives a neuron's potential after its reset. Adding the spike back gives the one before: exactly, where
-    it matters, since the subtraction of 1 is exact between 1/2 and 2.
+    `potential` gives what a neuron's potential was before its reset, from what it is and the spikes it fired. Adding
+    the threshold back is exact where it matters: so is the subtraction of 1 between 1/2 and 2, and of whole numbers.
     """
     check_input(native.meta["input_shape"], x, steps)
     images = tensor(x)
@@ -157,7 +165,7 @@ def run(
                 readout = native(images)
                 recorder = recorder or Recorder(backend, {name: tuple(s.shape[1:]) for name, s in fired.items()})
                 for name, spikes in fired.items():
-                    membrane = (potential(neurons[name]) + spikes).cpu().numpy() if membranes else None
+                    membrane = potential(neurons[name], spikes).cpu().numpy() if membranes else None
                     recorder.spikes(name, spikes.cpu().numpy(), membrane)
                 recorder.readout(readout.cpu().numpy())
     finally:

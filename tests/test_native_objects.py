@@ -118,7 +118,7 @@ def test_levels_that_spikingjelly_can_fire_at_exactly():
     from exporters.spikingjelly import offset_for
 
     level = np.array([0.5, 0.75, 0.625, 0.9], np.float32)
-    offset = offset_for(level, "act")
+    offset = offset_for(level, np.ones_like(level), "act")
     for u, fires in (
         (level, True),
         (np.nextafter(level, np.float32(0)), False),

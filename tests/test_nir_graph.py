@@ -226,8 +226,8 @@ def drop_reset(graph):
     graph.edges.remove(("layer_2_reset", "layer_2_membrane"))
 
 
-def leaky_reset(graph):
-    graph.nodes["layer_2_reset"].scale *= 0.9
+def rising_reset(graph):
+    graph.nodes["layer_2_reset"].scale *= -1
 
 
 def wrong_r(graph):
@@ -288,7 +288,7 @@ def twice(graph):
     [
         (break_edge, "no node 'nowhere'"),
         (drop_reset, "'layer_2'.*expected the neuron"),
-        (leaky_reset, "not a Scale by −1"),
+        (rising_reset, "not a Scale by −θ"),
         (wrong_r, "an r other than 1"),
         (second_reader, "another reader"),
         (cycle, "'layer_6'|cycle"),

@@ -22,6 +22,7 @@ from bridge.graph import (
     Layer,
     Linear,
     Scale,
+    SumPool2d,
 )
 
 
@@ -76,6 +77,11 @@ def _(layer: Scale, x: Tensor) -> Tensor:
 @evaluate.register
 def _(layer: AvgPool2d, x: Tensor) -> Tensor:
     return F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
+
+
+@evaluate.register
+def _(layer: SumPool2d, x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding, divisor_override=1)
 
 
 @evaluate.register

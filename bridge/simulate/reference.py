@@ -48,7 +48,7 @@ def simulate(
             u = inputs[0] + potentials[layer.name] if t else inputs[0]
             spikes = (u >= channels(layer.level, u)).to(u.dtype)
             said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
-            potentials[layer.name] = u - said
+            potentials[layer.name] = u - said * channels(layer.threshold, u)
             values[layer.name] = said
             recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
         recorder.readout(values[graph.output.name].numpy())

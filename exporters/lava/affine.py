@@ -26,6 +26,7 @@ from bridge.graph import (
     Linear,
     Scale,
     Shape,
+    SumPool2d,
 )
 
 Float64 = NDArray[np.float64]
@@ -53,15 +54,15 @@ def lower(layer: Layer, shape: Shape) -> Synapse:
                 groups=layer.groups,
             )
         case AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding):
-            mean = np.full((shape[0], 1, *kernel), 1 / np.prod(kernel))
-            return _depthwise(name, inputs, mean, stride, padding)
+            share = 1.0 if isinstance(layer, SumPool2d) else 1 / np.prod(kernel)
+            return _depthwise(name, inputs, np.full((shape[0], 1, *kernel), share), stride, padding)
         case Scale(name=name, inputs=inputs, scale=scale) if len(shape) in (2, 3):
             return _depthwise(name, inputs, scale.astype(np.float64).reshape(-1, 1, 1, 1))
         case Scale(name=name, inputs=inputs, scale=scale) if len(shape) == 1:
             return Linear(name=name, inputs=inputs, weight=np.diag(scale.astype(np.float64)), bias=np.zeros(shape))
     raise GraphError(
         f"layer {layer.name!r} ({type(layer).__name__}, input {shape}): the Lava backend knows Conv2d, Conv1d, Linear, "
-        "Scale, AvgPool2d, Flatten, Add and IntegrateFire; rewrite the network with these"
+        "Scale, AvgPool2d, SumPool2d, Flatten, Add and IntegrateFire; rewrite the network with these"
     )
 
 

@@ -194,12 +194,10 @@ class _Wiring:
     def add_neurons(self, layer: layers.IntegrateFire) -> None:
         """A layer of spiking neurons."""
         layout = Layout(self.plan.graph.shapes[layer.name])
-        # The reference compares in float32: its level, exactly, is the one to reach.
-        level = layer.level.astype(np.float32).astype(np.float64)
-        per_neuron = np.broadcast_to(level.reshape(-1, *[1] * (len(layout.shape) - 1)), layout.shape)
         neuron = IntegrateFire(
             shape=layout.lava_shape,
-            level=np.ascontiguousarray(layout.to_lava(per_neuron)),
+            level=_per_neuron(layer.level, layout),
+            threshold=_per_neuron(layer.threshold, layout),
             bias=self._bias(layer.inputs[0]),
             interval=self.interval,
             offset=self.plan.depths[layer.name],
@@ -256,6 +254,13 @@ class _Wiring:
             self.delays[key] = Delay(shape=port.shape, steps=steps, gain=gain)
             port.connect(self.delays[key].a_in)
         return self.delays[key].a_out
+
+
+def _per_neuron(values: NDArray[np.generic], layout: Layout) -> Float64:
+    """One value a channel, for every neuron in Lava's order."""
+    # The reference computes in float32: its values, exactly, are the ones to use.
+    exact = values.astype(np.float32).astype(np.float64).reshape(-1, *[1] * (len(layout.shape) - 1))
+    return np.ascontiguousarray(layout.to_lava(np.broadcast_to(exact, layout.shape)))
 
 
 def lava_kernel(weight: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -48,11 +48,11 @@ class SnnTorch:
             reset()
 
 
-def _potential(neuron: nn.Module) -> Tensor:
-    return cast(Tensor, neuron.mem)
+def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
+    return cast(Tensor, neuron.mem) + cast(Tensor, neuron.threshold) * spikes
 
 
-def _neuron(layer: IntegrateFire) -> nn.Module:
+def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
     from exporters.snntorch.neuron import SoftResetIF
 
-    return SoftResetIF(layer.level)
+    return SoftResetIF(layer.level, layer.threshold, rank)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class SoftResetIF(snntorch.Leaky):  # type: ignore[misc]
-    """``u += I;  s = [u ≥ level];  u −= s``, u(0) = 0, one level a channel of ``[B, C, ...]``.
+    """``u += I;  s = [u ≥ level];  u −= threshold · s``, u(0) = 0, one of each for a channel of ``[B, C, ...]``.
+
+    `rank` is the number of a signal's dimensions: 1 for vectors, 3 for feature maps.
 
     A plain ``Leaky(beta=1, reset_mechanism="subtract")`` is not this neuron: it fires on ``>``, at the same level
     that it subtracts, and with ``reset_delay=False`` drops a spike whenever the potential left over from the last
@@ -19,8 +21,10 @@ class SoftResetIF(snntorch.Leaky):  # type: ignore[misc]
 
     below: Tensor
 
-    def __init__(self, level: NDArray[np.float32]) -> None:
-        super().__init__(beta=1.0, threshold=1.0, reset_mechanism="subtract", reset_delay=False, init_hidden=True)
+    def __init__(self, level: NDArray[np.float32], threshold: NDArray[np.float32], rank: int) -> None:
+        uniform = bool((threshold == threshold[0]).all())
+        taken_off = float(threshold[0]) if uniform else torch.from_numpy(threshold.reshape(-1, *[1] * (rank - 1)))
+        super().__init__(beta=1.0, threshold=taken_off, reset_mechanism="subtract", reset_delay=False, init_hidden=True)
         # snnTorch's surrogates fire on u − θ > 0: with θ the float32 just below the level, that is u ≥ level.
         self.register_buffer("below", torch.from_numpy(np.nextafter(level, np.float32(-np.inf))))
 

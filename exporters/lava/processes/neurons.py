@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 
 class IntegrateFire(AbstractProcess):  # type: ignore[misc]
-    """Integrate-and-fire neurons with soft reset and unit threshold, in the potential ``u = v − v(0)``:
+    """Integrate-and-fire neurons with soft reset, in the potential ``u = v − v(0)``:
 
-    ``u += a_in + bias;  s_out = [u ≥ level];  u −= s_out``, where ``level = 1 − v(0)``.
+    ``u += a_in + bias;  s_out = [u ≥ level];  u −= threshold · s_out``, where ``level = threshold − v(0)``.
 
     The neurons take one image after the other, `interval` steps each, and forget it at its end (``u = 0``). Lava's
     Dense and Conv delay by one step, so a layer behind d of them gets its first input at step 1 + d: with
@@ -27,7 +27,7 @@ class IntegrateFire(AbstractProcess):  # type: ignore[misc]
     Parameters
     ----------
     shape : one neuron layer's shape, ``(W, H, C)`` between Convs.
-    level : the firing level, a scalar or broadcastable to `shape`.
+    level, threshold : the firing level, and what a spike takes off; scalars or broadcastable to `shape`.
     bias : current added at each step, likewise.
     interval : steps an image; 0 means that the potential is never reset.
     offset : steps to rest at the start: the number of Dense and Conv Processes between the input and this layer,
@@ -42,6 +42,7 @@ class IntegrateFire(AbstractProcess):  # type: ignore[misc]
         *,
         shape: tuple[int, ...],
         level: ArrayLike = 0.5,
+        threshold: ArrayLike = 1.0,
         bias: ArrayLike = 0.0,
         interval: int = 0,
         offset: int = 0,
@@ -54,6 +55,7 @@ class IntegrateFire(AbstractProcess):  # type: ignore[misc]
         self.u_out = OutPort(shape=shape)
         self.u = Var(shape=shape, init=0)
         self.level = Var(shape=shape, init=np.broadcast_to(level, shape))
+        self.threshold = Var(shape=shape, init=np.broadcast_to(threshold, shape))
         self.bias = Var(shape=shape, init=np.broadcast_to(bias, shape))
         self.interval = Var(shape=(1,), init=int(interval))
         self.offset = Var(shape=(1,), init=int(offset))
@@ -111,6 +113,7 @@ class PyIntegrateFireModelFloat(AbstractPyStreamModel):
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u: np.ndarray = LavaPyType(np.ndarray, float)
     level: np.ndarray = LavaPyType(np.ndarray, float)
+    threshold: np.ndarray = LavaPyType(np.ndarray, float)
     bias: np.ndarray = LavaPyType(np.ndarray, float)
 
     def run_spk(self) -> None:
@@ -124,7 +127,7 @@ class PyIntegrateFireModelFloat(AbstractPyStreamModel):
             self.u = np.zeros_like(self.u)
         potential = self.u + (current + self.bias)
         spikes = (potential >= self.level).astype(float)
-        self.u = potential - spikes
+        self.u = potential - self.threshold * spikes
         self.u_out.send(potential)
         self.s_out.send(spikes)
 
