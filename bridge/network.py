@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nir
 import numpy as np
@@ -25,6 +25,9 @@ from bridge.simulate import simulate
 from bridge.simulate.ops import tensor
 from bridge.validate import Agreement, Runner
 from bridge.validate import validate as hold_against
+
+if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
+    from exporters.base import Backend
 
 BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
@@ -91,7 +94,7 @@ class SpikingNetwork:
         self,
         x: Tensor | NDArray[Any],
         steps: int,
-        backends: Sequence[str] | None = None,
+        backends: Sequence[str | Backend] | None = None,
         *,
         labels: Tensor | NDArray[Any] | Sequence[int] | None = None,
         images: Mapping[str, int] | None = None,
@@ -101,7 +104,8 @@ class SpikingNetwork:
         Args:
             x: images ``[B, *input]``, float; held constant over time.
             steps: T, at least 1.
-            backends: names, such as ``["spikingjelly", "snntorch", "lava"]``. Default: all that are usable here.
+            backends: names, such as ``["spikingjelly", "snntorch", "lava"]``, or `exporters.base.Backend` objects.
+                Default: all that are usable here, those for whole numbers only if the network is in whole numbers.
             labels: true classes ``[B]``, for accuracies.
             images: by backend, run only that many of the images, the first ones; for slow backends.
 
@@ -115,25 +119,24 @@ class SpikingNetwork:
         """
         x, steps = self._images(x), _whole(steps, "steps")
         truth = _labels(labels, len(x))
-        backends = _backends(backends)
+        chosen = _backends(backends, self.graph.integer)
         limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
-        if not limits.keys() <= set(backends):
-            raise InputError(f"images: {sorted(limits.keys() - set(backends))} are not among the backends {backends}")
+        if not limits.keys() <= set(chosen):
+            raise InputError(f"images: {sorted(limits.keys() - set(chosen))} are not among the backends {[*chosen]}")
         graph = self.to_nir()
-        runners = {name: self._runner(name, graph, steps, limits.get(name)) for name in backends}
+        runners = {name: self._runner(backend, graph, steps, limits.get(name)) for name, backend in chosen.items()}
         starts = range(0, len(x), BATCH)
 
         def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
-            for start in progress(starts, ", ".join(("reference", *backends))):
+            for start in progress(starts, ", ".join(("reference", *chosen))):
                 part = slice(start, start + BATCH)
                 yield x[part], None if truth is None else truth[part]
 
         return hold_against(self.graph, self.ann, batches(), steps, runners)
 
     def _runner(
-        self, name: str, graph: nir.NIRGraph, steps: int, limit: int | None
+        self, backend: Backend, graph: nir.NIRGraph, steps: int, limit: int | None
     ) -> tuple[Runner, int | None, Mapping[str, str]]:
-        backend = registry.usable(name)
         native = backend.export(graph)
 
         def run(batch: Tensor, membranes: bool) -> SpikeRecord:
@@ -201,17 +204,17 @@ def load(path: str | Path) -> SpikingNetwork:
     return SpikingNetwork(graph)
 
 
-def _backends(names: Sequence[str] | None) -> list[str]:
-    """The backends asked for, or all that are usable. Raises `BackendError` if by default there is none."""
-    if isinstance(names, str):
-        return [names]
-    if names is not None:
-        return list(names)
-    found = {name: registry.get(name).available() for name in registry.names()}
-    if not any(availability.usable for availability in found.values()):
-        ways = "; ".join(f"{name}: {availability.install}" for name, availability in found.items())
+def _backends(wanted: Sequence[str | Backend] | None, integer: bool) -> dict[str, Backend]:
+    """The backends asked for, or all that are usable, by name. Raises `BackendError` if by default there is none."""
+    if wanted is not None:
+        found = [registry.usable(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
+        return {backend.name: backend for backend in found}
+    fitting = [backend for backend in map(registry.get, registry.names()) if integer or not backend.integer_only]
+    available = {backend.name: backend.available() for backend in fitting}
+    if not any(availability.usable for availability in available.values()):
+        ways = "; ".join(f"{name}: {availability.install}" for name, availability in available.items())
         raise BackendError(f"no backend is usable here. To get one: {ways}")
-    return [name for name, availability in found.items() if availability.usable]
+    return {backend.name: backend for backend in fitting if available[backend.name].usable}
 
 
 def _whole(value: int, what: str) -> int:

@@ -29,12 +29,14 @@ def get(name: str) -> Backend:
         raise BackendError(f"backend {name!r} ({registered[name].value}) cannot be loaded: {error}") from error
 
 
-def usable(name: str) -> Backend:
-    """The backend called `name`. Raises `BackendError`, saying what to install, if its framework is missing."""
-    backend = get(name)
+def usable(backend: str | Backend) -> Backend:
+    """The backend of that name, or the one given. Raises `BackendError`, saying what to install, if it is missing."""
+    backend = get(backend) if isinstance(backend, str) else backend
     availability = backend.available()
     if not availability.usable:
-        raise BackendError(f"backend {name!r} is not usable: {availability.reason}. To get it: {availability.install}")
+        raise BackendError(
+            f"backend {backend.name!r} is not usable: {availability.reason}. To get it: {availability.install}"
+        )
     return backend
 
 

@@ -26,9 +26,13 @@ class Availability:
 
 
 class Backend(Protocol):
-    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless."""
+    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless.
+
+    With `integer_only`, it runs networks in whole numbers and no others (``SpikingNetwork.quantize`` makes them).
+    """
 
     name: str
+    integer_only: bool
 
     def available(self) -> Availability:
         """Whether the framework can be imported, without importing this package's own heavy parts at module level."""

@@ -29,6 +29,7 @@ class SpikingJelly:
     """
 
     name = "spikingjelly"
+    integer_only = False
 
     def available(self) -> Availability:
         # On its import, torch would tell every user without a GPU that Triton is missing, which nothing here needs.

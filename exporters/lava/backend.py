@@ -42,6 +42,7 @@ class Lava:
 
     time_limit: float | None = None
     name = "lava"
+    integer_only = False
 
     def available(self) -> Availability:
         """Whether Lava can be imported with `exporters.lava.compat`'s fixes."""

@@ -1,0 +1,1 @@
+"""What a whole-number network asks of Intel's Loihi."""
