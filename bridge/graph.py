@@ -337,6 +337,12 @@ class LayerGraph:
         arrays = (getattr(layer, name) for layer, name in values)
         return all(bool((array == np.rint(array)).all()) for array in arrays if isinstance(array, np.ndarray))
 
+    def free(self, name: str) -> str:
+        """`name`, or `name` with as many underscores as it takes to be no layer's."""
+        while name in self.shapes:
+            name += "_"
+        return name
+
     def consumers(self, name: str) -> list[Layer]:
         """The layers that read the output of `name`."""
         return [layer for layer in self.layers if name in layer.inputs]

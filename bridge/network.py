@@ -18,7 +18,8 @@ from bridge.capture.torch_model import capture
 from bridge.errors import BackendError, ConversionError, GraphError, InputError
 from bridge.files import replacing
 from bridge.graph import LayerGraph
-from bridge.passes import fold_batch_norm, fold_thresholds, lower_concat, to_float32
+from bridge.passes import ann_on_pixels, fold_batch_norm, fold_thresholds, lower_concat, on_pixels, quantize, to_float32
+from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
@@ -37,18 +38,21 @@ class SpikingNetwork:
     """Integrate-and-fire layers with unit threshold, soft reset and v(0) = 1/2, and the affine layers between them.
 
     ``graph`` is the spiking network, ``ann`` the network it came from (None when read from a file, which holds spikes
-    only). Both are immutable and share nothing with the model that was converted.
+    only). Both are immutable and share nothing with the model that was converted. `quantize` returns the same in whole
+    numbers, with thresholds of their own; ``grid`` says which pixels stand for the ANN's input there.
     """
 
-    def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None) -> None:
+    def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None, grid: PixelGrid | None = None) -> None:
         self.graph = graph
         self.ann = ann
+        self.grid = grid
 
     def __repr__(self) -> str:
         neurons = sum(int(np.prod(self.graph.shapes[name])) for name in self.graph.spiking)
         shapes = self.graph.shapes
+        kind = "whole numbers, " if self.graph.integer else ""
         return (
-            f"SpikingNetwork({list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
+            f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
             f"{len(self.graph.spiking)} spiking layers, {neurons} neurons)"
         )
 
@@ -78,6 +82,63 @@ class SpikingNetwork:
         if self.ann is None:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
         onnx_graph.write(self.ann, path)
+
+    def quantize(
+        self,
+        weight_bits: int = 8,
+        calibration: Tensor | NDArray[Any] | None = None,
+        scheme: str = "per_channel",
+        *,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> SpikingNetwork:
+        """The network in whole numbers, as Loihi computes it: all backends run it bit for bit alike.
+
+        Weights have `weight_bits` bits; biases, thresholds and the images' pixels 0…255 are whole; windows are summed
+        and not averaged. All sums stay below 2^24, so float32, int32 and Loihi's registers hold them exactly. Give its
+        `run` and `validate` pixels, which `pixels` makes of the ANN's input. The readout is in units of its own.
+
+        Args:
+            weight_bits: 4 to 16. Up to 8, every bound of Loihi's registers is met; more are for exactness alone.
+            calibration: images as the ANN takes them, float ``[B, *input]``; a few hundred do. Scales and biases are
+                fitted to the firing rates on them.
+            scheme: "per_channel" thresholds, or "per_layer", one for all channels, as Lava's own neurons need.
+            normalisation: mean and std, one a channel, if the ANN's input is made from pixels by
+                ``(p / 255 − mean) / std``. By default it is found from the calibration images: exactly, if they are
+                8-bit images that include black, else as 255 steps between the smallest and the largest value.
+
+        Raises:
+            InputError: an argument is not as above, or the network is in whole numbers already.
+            ConversionError: a layer cannot meet a bound; the message names it, with the numbers.
+        """
+        if self.graph.integer:
+            raise InputError("quantize: this network is in whole numbers already; quantize the one it was made from")
+        if isinstance(weight_bits, bool) or not isinstance(weight_bits, int | np.integer) or not 4 <= weight_bits <= 16:
+            raise InputError(f"weight_bits: expected a whole number from 4 to 16, got {weight_bits!r}")
+        if scheme not in ("per_channel", "per_layer"):
+            raise InputError(f'scheme: expected "per_channel" or "per_layer", got {scheme!r}')
+        if calibration is None:
+            raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
+        x = self._images(calibration, "calibration")
+        grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
+        batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
+        graph = quantize(
+            on_pixels(self.graph, grid),
+            progress(batches, "calibrating"),
+            int(weight_bits),
+            per_channel=scheme == "per_channel",
+        )
+        return SpikingNetwork(to_float32(graph), ann_on_pixels(self.ann, grid) if self.ann else None, grid)
+
+    def pixels(self, x: Tensor | NDArray[Any]) -> Tensor:
+        """The pixels of `x` ``[B, *input]``, images as the ANN takes them: whole numbers 0…255, float32.
+
+        Values beyond the pixels' range become 0 or 255. Raises `InputError` if the network was not made by `quantize`.
+        """
+        if self.grid is None:
+            raise InputError(
+                "pixels: only a network that quantize returned knows how pixels and the ANN's input relate"
+            )
+        return self.grid.encode(self._images(x, as_pixels=False))
 
     def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
@@ -144,22 +205,29 @@ class SpikingNetwork:
 
         return run, limit, backend.available().versions
 
-    def _images(self, x: Tensor | NDArray[Any]) -> Tensor:
-        """`x` as a float32 CPU tensor, checked against the network's input."""
+    def _images(self, x: Tensor | NDArray[Any], what: str = "x", *, as_pixels: bool = True) -> Tensor:
+        """`x` as a float32 CPU tensor, checked against the network's input: pixels, if that is in whole numbers."""
         if not isinstance(x, Tensor | np.ndarray):
-            raise InputError(f"x: expected a torch tensor or numpy array of images, got {type(x).__name__}")
+            raise InputError(f"{what}: expected a torch tensor or numpy array of images, got {type(x).__name__}")
         if isinstance(x, np.ndarray):
             if x.dtype.kind not in "biuf":
-                raise InputError(f"x: expected an array of real numbers, got {x.dtype}")
+                raise InputError(f"{what}: expected an array of real numbers, got {x.dtype}")
             x = tensor(x)
         elif x.is_complex():
-            raise InputError(f"x: expected real numbers, got {x.dtype}")
+            raise InputError(f"{what}: expected real numbers, got {x.dtype}")
         x = x.detach().to(device="cpu", dtype=torch.float32).contiguous()
         wanted = self.graph.shapes[self.graph.input.name]
         if tuple(x.shape[1:]) != wanted or len(x) == 0:
-            raise InputError(f"x: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}")
+            raise InputError(
+                f"{what}: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}"
+            )
         if not bool(x.isfinite().all()):
-            raise InputError(f"x: holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
+            raise InputError(f"{what}: holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
+        if self.graph.integer and as_pixels and not bool(((x == x.round()) & (x >= 0) & (x <= 255)).all()):
+            raise InputError(
+                f"{what}: this network is in whole numbers and takes pixels, whole from 0 to 255; got values from "
+                f"{float(x.min()):.6g} to {float(x.max()):.6g}. network.pixels(x) makes pixels of the ANN's input"
+            )
         return x
 
 

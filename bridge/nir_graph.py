@@ -72,13 +72,13 @@ def to_nir(graph: LayerGraph) -> nir.NIRGraph:
             nodes[layer.name] = _write(layer, graph.shapes[layer.inputs[0]] if layer.inputs else shape)
             edges += [(source, layer.name) for source in layer.inputs]
             continue
-        membrane, reset = _free(f"{layer.name}_membrane", graph), _free(f"{layer.name}_reset", graph)
+        membrane, reset = graph.free(f"{layer.name}_membrane"), graph.free(f"{layer.name}_reset")
         nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
         below = layer.level - 1 if graph.integer else np.nextafter(layer.level, np.float32(-np.inf))
         nodes[layer.name] = nir.Threshold(threshold=_spread(below, shape))
         nodes[reset] = nir.Scale(scale=_spread(-layer.threshold, shape))
         edges += [(layer.inputs[0], membrane), (membrane, layer.name), (layer.name, reset), (reset, membrane)]
-    output = _free("output", graph)
+    output = graph.free("output")
     nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
     edges.append((graph.output.name, output))
     # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
@@ -252,13 +252,6 @@ def _ordered(sources: Mapping[str, Sequence[str]], output: str) -> list[str]:
     if order[-1] != output:
         raise GraphError(f"the Output reads {output!r}, but {order[-1]!r} comes last: some node's output goes nowhere")
     return order
-
-
-def _free(name: str, graph: LayerGraph) -> str:
-    """`name`, or `name` with as many underscores as it takes to be no layer's."""
-    while name in graph.shapes:
-        name += "_"
-    return name
 
 
 def _spread(values: Array, shape: Shape) -> Array:

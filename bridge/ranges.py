@@ -43,25 +43,26 @@ class Range:
         return size
 
 
-def ranges(graph: LayerGraph) -> dict[str, Range]:
+def ranges(graph: LayerGraph, *, spike: float = 1.0) -> dict[str, Range]:
     """By layer of the spiking `graph`: what its output can be, for images in 0…255 and any spikes whatever.
 
-    The bounds are reached if every input of a neuron can take its own bound at once.
+    The bounds are reached if every input of a neuron can take its own bound at once. With ``spike=0``, no neuron
+    spikes, and what is left are biases and what the images give.
     """
     result: dict[str, Range] = {}
     for layer in graph:
         channels = graph.shapes[layer.name][0]
-        result[layer.name] = _range(layer, channels, [result[source] for source in layer.inputs])
+        result[layer.name] = _range(layer, channels, [result[source] for source in layer.inputs], spike)
     return result
 
 
-def _range(layer: Layer, channels: int, inputs: list[Range]) -> Range:
+def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Range:
     zeros = np.zeros(channels)
     match layer:
         case Input():
             return Range(zeros, zeros + LARGEST_PIXEL, zeros + LARGEST_PIXEL)
         case IntegrateFire():
-            return Range(zeros, zeros + 1, zeros + 1)
+            return Range(zeros, zeros + spike, zeros + spike)
         case Add():
             one, other = inputs
             partial = np.maximum(np.maximum(one.partial, other.partial), one.size + other.size)

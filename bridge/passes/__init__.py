@@ -3,6 +3,16 @@
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.lower_concat import lower_concat
+from bridge.passes.on_pixels import ann_on_pixels, on_pixels
+from bridge.passes.quantize import quantize
 from bridge.passes.to_float32 import to_float32
 
-__all__ = ["fold_batch_norm", "fold_thresholds", "lower_concat", "to_float32"]
+__all__ = [
+    "ann_on_pixels",
+    "fold_batch_norm",
+    "fold_thresholds",
+    "lower_concat",
+    "on_pixels",
+    "quantize",
+    "to_float32",
+]

@@ -30,11 +30,11 @@ def fold_batch_norm(graph: LayerGraph) -> LayerGraph:
             changes[layer.inputs[0]] = [folded]
             changes[layer.name] = []
         else:
-            changes[layer.name] = [_affine(layer, len(graph.shapes[layer.name]))]
+            changes[layer.name] = [as_affine(layer, len(graph.shapes[layer.name]))]
     return graph.rewrite(changes)
 
 
-def _affine(layer: BatchNorm, rank: int) -> Affine:
+def as_affine(layer: BatchNorm, rank: int) -> Affine:
     """`layer`, on arrays with `rank` dimensions, as an affine layer of its own."""
     if rank == 1:
         return Linear(name=layer.name, inputs=layer.inputs, weight=np.diag(layer.scale), bias=layer.shift)

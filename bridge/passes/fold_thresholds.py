@@ -13,15 +13,13 @@ from bridge.graph import (
     Array,
     AvgPool2d,
     ClipFloorShift,
-    Conv1d,
-    Conv2d,
     Flatten,
     IntegrateFire,
     Layer,
     LayerGraph,
     Scale,
 )
-from bridge.passes.scaling import scaled
+from bridge.passes.scaling import scale_inputs, scaled
 
 Factors = dict[tuple[str, str], Array]
 """By edge (source, reader): the factor per channel by which the reader wants the source's output multiplied."""
@@ -62,7 +60,7 @@ def _carry_forward(graph: LayerGraph) -> tuple[list[Layer], Factors]:
             continue
         for source, factor in known.items():
             if isinstance(layer, Affine):
-                layer = _scale_inputs(layer, factor)
+                layer = scale_inputs(layer, factor)
             elif isinstance(layer, Flatten):
                 pending[layer.name] = np.repeat(factor, int(np.prod(graph.shapes[source][1:])))
             elif isinstance(layer, AvgPool2d | Scale):
@@ -142,15 +140,6 @@ def _insert_scales(layers: list[Layer], readers: dict[str, list[str]], factors: 
                 name = f"{layer.name}_to_{reader}"
                 moved[reader][layer.name] = scale(name, layer.name, factors[layer.name, reader])
     return LayerGraph(tuple(result))
-
-
-def _scale_inputs(layer: Affine, factor: Array) -> Affine:
-    """`layer` with the weights on input channel c multiplied by ``factor[c]``."""
-    if isinstance(layer, Conv1d | Conv2d):  # within its group, an output channel sees a slice of the input channels
-        grouped = layer.weight.reshape(layer.groups, -1, *layer.weight.shape[1:])
-        per_group = factor.reshape(layer.groups, 1, -1, *[1] * (layer.weight.ndim - 2))
-        return replace(layer, weight=scaled(grouped, per_group).reshape(layer.weight.shape))
-    return replace(layer, weight=scaled(layer.weight, factor))
 
 
 def _scale_outputs(layer: Affine, factor: Array) -> Affine:
