@@ -47,6 +47,7 @@ from bridge.graph import (
     SumPool2d,
     same_padding,
 )
+from bridge.ranges import EXACT, ranges
 
 METADATA = {
     "dt": 1.0,
@@ -122,7 +123,7 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
 
     Raises:
         GraphError: a node is unknown or out of place, an edge leads nowhere, shapes do not fit, a cycle is not a
-            neuron. The message names the node.
+            neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
     """
     wiring = _Wiring(graph)
     layers: dict[str, Layer] = {}
@@ -159,6 +160,10 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
     result = LayerGraph(tuple(layers[name] for name in order))
+    if result.integer:
+        for name, reach in ranges(result).items():
+            largest = float(reach.partial.max())
+            result[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
     return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in result.spiking})
 
 

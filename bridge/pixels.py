@@ -70,8 +70,8 @@ def _spacing(values: NDArray[np.float64]) -> tuple[float, float, bool]:
         return low, 1.0, True
     gaps = np.diff(values)
     gaps = gaps[gaps > (high - low) / (4 * LARGEST_PIXEL)]  # smaller ones are rounding
-    count = round((high - low) / float(gaps.min()))
-    step = (high - low) / max(1, count)
+    count = round((high - low) / float(gaps.min())) if len(gaps) else LARGEST_PIXEL
+    step = (high - low) / count
     places = (values - low) / step
     if count <= LARGEST_PIXEL and np.abs(places - np.rint(places)).max() < SHARPNESS:
         return low, step, True

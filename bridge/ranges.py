@@ -23,6 +23,8 @@ from bridge.graph import (
 
 LARGEST_PIXEL = 255
 """Images of a whole-number network hold 8 bits: 0…255."""
+EXACT = 2**24
+"""Up to here, float32 holds every whole number, so that sums are exact in any order."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from bridge.loihi.registers import (
 )
 from bridge.passes.scale_groups import Known, ScaleGroup, tied
 from bridge.passes.scaling import scale_inputs
-from bridge.ranges import Range, ranges
+from bridge.ranges import EXACT, Range, ranges
 from bridge.simulate import simulate
 from bridge.simulate.ops import evaluate, tensor
 
@@ -43,10 +43,12 @@ CALIBRATION_STEPS = 16
 """Time steps over which the calibration images' firing rates are taken."""
 ROOM = 32
 """Time steps for which potentials must have room in their registers, on the calibration images."""
-EXACT = 2**24
-"""Below it, float32 holds every whole number, so that sums are exact in any order."""
 LARGEST_SCALE_EXPONENT = 7
 """Of a `Scale`'s power of two, as of Loihi's weight exponent."""
+SMALL_LOSS = 1e-4
+"""Below it, rounding is no concern; 8 bits lose as much."""
+LARGEST_LOSS = 0.1
+"""Of the mean square of what a layer's weights do, the share that rounding may lose; 4 bits lose 0.02."""
 ROUNDS = 50
 """How often scales are lowered to meet the bounds before giving up."""
 
@@ -85,15 +87,46 @@ def quantize(graph: LayerGraph, batches: Iterable[Tensor], weight_bits: int, *, 
     for _ in range(ROUNDS):
         result = _rounded(graph, known, plans, statistics, weight_bits)
         most, at_rest = ranges(result), ranges(result, spike=0)
-        changed = {
-            name for plan in plans if plan.lower(result, most, at_rest, weight_bits) for name in plan.group.gains
-        }
-        if not changed:
-            return result
+        changed: set[str] = set()
+        problems: list[tuple[_Plan, ConversionError]] = []
+        for plan in plans:
+            try:
+                changed |= set(plan.group.gains if plan.lower(result, most, at_rest, weight_bits) else ())
+            except ConversionError as problem:
+                problems.append((plan, problem))
+        if not changed and not problems:
+            for plan in plans:
+                changed |= _relieve(plan, plans)
+            if not changed:
+                for plan in plans:
+                    plan.expect_precision()
+                return result
+        for plan, error in problems:
+            relieved = _relieve(plan, plans)
+            if not relieved:
+                raise error
+            changed |= relieved
         for plan in plans:
             if any(source in changed for layer in plan.group.weighted for source in layer.inputs):
                 plan.scale = None
-    raise ConversionError(f"in {ROUNDS} rounds no scales were found at which all layers meet their bounds")
+    raise ConversionError(
+        f"layers {sorted(changed)}: in {ROUNDS} rounds no scales were found at which they keep their bounds. "
+        "Affine layers in a row use up the range of whole numbers: put a QCFS between them"
+    )
+
+
+def _relieve(plan: _Plan, plans: Sequence[_Plan]) -> set[str]:
+    """Halve the scales of what `plan` hears without a neuron between, if that leaves it less range than those need."""
+    heard = {source for member in plan.members for source in member.layer.inputs}
+    halved = [
+        other
+        for other in plans
+        if not heard.isdisjoint(other.group.gains) and max(SMALL_LOSS, other.loss(0.5)) < plan.loss()
+    ]
+    for other in halved:
+        assert other.scale is not None
+        other.scale = other.scale / 2
+    return {name for other in halved for name in other.group.gains}
 
 
 class _Plan:
@@ -106,20 +139,49 @@ class _Plan:
         self.statistics = statistics
         self.channels = group.channels if per_channel else 1
         self.scale: Floats | None = None
+        self.members: list[_Member] = []
         self.bias_step = 1
         self.pixels_only = bool(group.neurons) and all(_hears_no_spikes(graph, n.inputs[0]) for n in group.neurons)
         gain = int(np.gcd.reduce([group.gains[neuron.inputs[0]] for neuron in group.neurons] or [1]))
-        self.step = 2 / gain  # thresholds are even, so that half of one is whole
+        self.even = self.step = 2 / gain  # thresholds are even, so that half of one is whole
+        self.stuck = False
 
     def of(self, name: str, channels: int) -> Floats:
         """σ of the member `name`, which has that many channels."""
         assert self.scale is not None
         return np.repeat(self.scale * self.group.gains[name], channels // self.channels)
 
-    def choose(self, members: Sequence[_Member]) -> None:
+    def loss(self, factor: float = 1.0) -> float:
+        """Of the mean square of what its weights do, the share that rounding loses at `factor` times its scale.
+
+        The largest of its layers; everything if a bound could not be met.
+        """
+        assert self.scale is not None
+        return 1.0 if self.stuck else max(self._losses(self.scale * factor), default=0.0)
+
+    def expect_precision(self) -> None:
+        """Raise `ConversionError` if the bounds leave a layer's weights too few of their bits."""
+        assert self.scale is not None
+        for member, lost in zip(self.members, self._losses(self.scale), strict=True):
+            if lost > LARGEST_LOSS:
+                largest = np.abs(member.rounded(self.scale)).max()
+                raise ConversionError(
+                    f"layer {member.layer.name!r}: to keep every sum within its bound, its weights would be whole up "
+                    f"to {largest:.0f}, off by {100 * lost**0.5:.0f} %. Affine layers in a row, those of a "
+                    "concatenation among them, use up the range: put a QCFS between them"
+                )
+
+    def _losses(self, scale: Floats) -> list[float]:
+        whole = [max(float(np.sum(np.square(member.weight) * member.use)), 1e-300) for member in self.members]
+        return [
+            float(member.error(scale).sum()) / all_of_it for member, all_of_it in zip(self.members, whole, strict=True)
+        ]
+
+    def choose(self) -> None:
         """Set σ to the one of least error. Raises `ConversionError` for weights too large for any."""
+        self.step = self.even
         fitting = np.full(self.channels, np.inf)
-        for member in members:
+        for member in self.members:
             largest = np.abs(member.weight.reshape(self.channels, -1)).max(axis=1)
             with np.errstate(divide="ignore"):
                 fitting = np.minimum(fitting, member.largest / largest)
@@ -129,14 +191,20 @@ class _Plan:
                     f"whole weight, {member.largest}, the threshold would be below 2; is a λ far too small?"
                 )
         fitting = np.where(np.isfinite(fitting), fitting, UNIT)  # a channel without weights
-        if self.pixels_only and (fitting > 8 * UNIT * self.step).all():
-            self.step *= UNIT  # so that the registers can hold them in units of 1 (`bridge.loihi.registers`)
+        if self.pixels_only and (fitting > 8 * UNIT * self.even).all():
+            self.step = UNIT * self.even  # so that registers can hold them in units of 1 (`bridge.loihi.registers`)
         best = np.full(self.channels, np.inf)
         self.scale = np.full(self.channels, self.step)
-        for factor in FACTORS:
-            scale = self.step * np.maximum(1, np.rint(fitting * factor / self.step))
-            error = sum(member.error(scale) for member in members)
-            self.scale = np.where(error < best, scale, self.scale)
+        factors = [*FACTORS]
+        if not self.group.neurons:  # weights that only pass values on, such as a concatenation's, need not exceed 1
+            self.step = 0.0
+            factors = [1 / max(member.largest for member in self.members), *FACTORS]
+        for factor in factors:
+            scale = fitting * factor
+            if self.step:
+                scale = self.step * np.maximum(1, np.rint(scale / self.step))
+            error = sum(member.error(scale) for member in self.members)
+            self.scale = np.where(error < best * (1 - 1e-9), scale, self.scale)
             best = np.minimum(best, error)
 
     def lower(
@@ -147,9 +215,11 @@ class _Plan:
         Raises `ConversionError` if it cannot be lowered any further.
         """
         assert self.scale is not None
-        bounds = [(name, "a partial sum", most[name].partial, EXACT - 1) for name in self.group.gains]
+        self.stuck = True  # until the end
+        bounds = [(name, "a partial sum", most[name].partial, EXACT) for name in self.group.gains]
+        for neuron in self.group.neurons:
+            bounds += self._potentials(graph[neuron.name], most, weight_bits)
         if weight_bits <= WEIGHT_BITS:
-            bounds += [bound for neuron in self.group.neurons for bound in self._registers(graph[neuron.name], most)]
             if graph.output.name in self.group.gains:
                 bounds.append((graph.output.name, "the readout's input", most[graph.output.name].size, LARGEST_INPUT))
             for neuron in () if self.pixels_only else self.group.neurons:
@@ -158,13 +228,14 @@ class _Plan:
                     coarse, self.bias_step = self.bias_step, 2
                     bounds.append((neuron.name, "a bias", bias, 2 * LARGEST_BIAS_MANTISSA))
                     if coarse == 1:
+                        self.stuck = False
                         return True
         scale = self.scale.copy()
         for name, what, values, limit in bounds:
             value = values.reshape(self.channels, -1).max(axis=1)
             with np.errstate(divide="ignore"):
                 allowed = np.where(value > limit, self.scale * (limit / value) * 0.99, self.scale)
-            lowered = np.minimum(scale, self.step * np.floor(allowed / self.step))
+            lowered = np.minimum(scale, self.step * np.floor(allowed / self.step) if self.step else allowed)
             if (lowered < self.step).any():
                 worst = float(value.max())
                 raise ConversionError(
@@ -174,20 +245,27 @@ class _Plan:
             scale = lowered
         changed = bool((scale != self.scale).any())
         self.scale = scale
+        self.stuck = False
         return changed
 
-    def _registers(self, neuron: Layer, most: Mapping[str, Range]) -> list[tuple[str, str, Floats, int]]:
-        """The bounds on what Loihi holds of `neuron` in one step: layer, quantity, its size a channel, its limit."""
+    def _potentials(
+        self, neuron: Layer, most: Mapping[str, Range], weight_bits: int
+    ) -> list[tuple[str, str, Floats, int]]:
+        """The bounds on threshold and potential of `neuron`: layer, quantity, its size a channel, its limit."""
         assert isinstance(neuron, IntegrateFire)
         (source,) = neuron.inputs
         threshold = neuron.threshold.astype(np.float64)
-        unit = UNIT if self.pixels_only and (threshold % UNIT == 0).all() else 1  # held in units of 1, or of 64
-        limit = LARGEST_STATE if unit > 1 else LARGEST_INPUT
+        if weight_bits > WEIGHT_BITS:
+            limits = (EXACT, EXACT)
+        elif self.pixels_only and (threshold % UNIT == 0).all():  # held in units of 1, not of 64
+            limits = (LARGEST_THRESHOLD * UNIT, LARGEST_STATE)
+        else:
+            limits = (LARGEST_THRESHOLD, LARGEST_INPUT)
         later = (ROOM * self.statistics[source].excess + 1) * threshold
         return [
-            (neuron.name, "the threshold", threshold, LARGEST_THRESHOLD * unit),
-            (neuron.name, "the potential after one step", most[source].size + threshold, limit),
-            (neuron.name, f"the potential after {ROOM} steps of the calibration images", later, limit),
+            (neuron.name, "the threshold", threshold, limits[0]),
+            (neuron.name, "the potential after one step", most[source].size + threshold, limits[1]),
+            (neuron.name, f"the potential after {ROOM} steps of the calibration images", later, limits[1]),
         ]
 
 
@@ -257,15 +335,15 @@ def _rounded(
     scales = {name: np.full(graph.shapes[name][0], float(gain)) for name, gain in known.items()}
     changes: dict[str, list[Layer]] = {}
     for plan in plans:
-        members = [
+        plan.members = [
             _Member(w, plan.group.gains[w.name], scales[w.inputs[0]], statistics[w.inputs[0]], bits)
             for w in plan.group.weighted
         ]
         if plan.scale is None:
-            plan.choose(members)
+            plan.choose()
         assert plan.scale is not None
         scales |= {name: plan.of(name, graph.shapes[name][0]) for name in plan.group.gains}
-        changes |= {member.layer.name: [member.whole(plan.scale, plan.bias_step)] for member in members}
+        changes |= {member.layer.name: [member.whole(plan.scale, plan.bias_step)] for member in plan.members}
         for neuron in plan.group.neurons:
             threshold = scales[neuron.inputs[0]].astype(np.float32)
             changes[neuron.name] = [replace(neuron, level=np.rint(neuron.level * threshold), threshold=threshold)]

@@ -1,11 +1,17 @@
-"""The reference simulator: the spiking network in float32, one time step after another, nothing clever."""
+"""The reference simulator: the spiking network in float32, one time step after another, nothing clever.
+
+For a network in whole numbers this is integer arithmetic, since float32 holds them all up to 2^24: the network's sums
+stay below that (`bridge.passes.quantize`), and its potentials are watched here.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from bridge.errors import InputError
 from bridge.graph import IntegrateFire, LayerGraph
+from bridge.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import channels, evaluate, tensor
 
@@ -28,6 +34,9 @@ def simulate(
         heard: another run's record on the same images. Each layer then hears the spikes recorded there, its own
             past ones included, instead of those simulated here. So every spike is judged by itself: one that differs
             is due to that layer in that step, and to nothing before.
+
+    Raises:
+        InputError: a potential of a whole-number network passes 2^24, which float32 cannot hold exactly.
     """
     recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking})
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
@@ -46,6 +55,11 @@ def simulate(
                 values[layer.name] = evaluate(layer, *inputs)
                 continue
             u = inputs[0] + potentials[layer.name] if t else inputs[0]
+            if graph.integer and (largest := float(u.abs().max())) > EXACT:
+                raise InputError(
+                    f"layer {layer.name!r}: at step {t + 1} a potential reaches {largest:.0f}; beyond 2^24 "
+                    "whole numbers are not exact in float32. Run fewer steps, or quantize with fewer weight bits"
+                )
             spikes = (u >= channels(layer.level, u)).to(u.dtype)
             said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
             potentials[layer.name] = u - said * channels(layer.threshold, u)
