@@ -1,0 +1,275 @@
+"""What a whole-number network asks of Loihi: neurons, synapses, memory, cores, and the operations of a real run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.errors import ConversionError, ValidationError
+from bridge.files import replacing
+from bridge.graph import Affine, LayerGraph, Scale
+from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
+from bridge.loihi.connections import Connections, between, connections, from_images, multiplications, weights
+from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
+from bridge.loihi.registers import WEIGHT_BITS
+from bridge.records import SpikeRecord
+
+if TYPE_CHECKING:
+    from bridge.network import SpikingNetwork
+
+SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules an inference, an estimate with its range: `bridge.loihi.chips.ENERGY_NOTE` says how to read it."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One spiking layer, or the readout, whose neurons never fire (``fires``); with the connections leading into it.
+
+    ``neurons``; ``synapses``: connections of a weight other than zero from spiking neurons; ``connections``: those of
+    weight zero as well; ``weights``: values that are stored if every weight is stored once, zeros as well;
+    ``largest_fan_in``: the most synapses into one neuron; ``state_bytes``: potential, synaptic input and bias;
+    ``chips``: what it asks of each chip, by name. Means over the recorded images, an inference of T steps each:
+    ``spikes`` that the layer fires, ``synaptic_operations`` that spikes cause at its synapses, ``energy``.
+    """
+
+    name: str
+    fires: bool
+    neurons: int
+    synapses: int
+    connections: int
+    weights: int
+    largest_fan_in: int
+    state_bytes: int
+    chips: dict[str, ChipCost]
+    spikes: float
+    synaptic_operations: float
+    energy: Energy
+
+
+@dataclass(frozen=True)
+class LoihiReport:
+    """What `bridge.loihi.report` returns. docs/loihi_report.md says what each number means, and what is not modelled.
+
+    ``layers`` in order, the readout last. ``input_macs``: products of a pixel and a weight other than zero in the
+    layers that hear the images alone; the images are constant, so the host computes them once an inference.
+    ``input_connections``: the same with weights of zero. ``ann_macs``: products of one inference of the ANN.
+    ``connection_sparsity``: share of zeros among the weights of all affine layers. ``footprint_bytes``: all weights,
+    each once, and the neurons' state. ``notes`` names what the estimate could not hold to.
+    """
+
+    steps: int
+    images: int
+    layers: tuple[LayerCost, ...]
+    input_macs: int
+    input_connections: int
+    ann_macs: int
+    connection_sparsity: float
+    footprint_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def neurons(self) -> int:
+        return sum(layer.neurons for layer in self.layers)
+
+    @property
+    def synapses(self) -> int:
+        return sum(layer.synapses for layer in self.layers)
+
+    @property
+    def spikes(self) -> float:
+        return sum(layer.spikes for layer in self.layers)
+
+    @property
+    def activation_sparsity(self) -> float:
+        """Share of the spiking neurons' time steps without a spike."""
+        return 1 - self.spikes / (self.steps * sum(layer.neurons for layer in self.layers if layer.fires))
+
+    @property
+    def synaptic_operations(self) -> float:
+        """Accumulates an inference: each spike times the synapses it reaches. NeuroBench's effective ACs."""
+        return sum(layer.synaptic_operations for layer in self.layers)
+
+    @property
+    def dense_operations(self) -> int:
+        """NeuroBench's dense operations an inference: every connection, those from the images too, at every step."""
+        return self.steps * (self.input_connections + sum(layer.connections for layer in self.layers))
+
+    @property
+    def energy(self) -> Energy:
+        return Energy(sum(layer.energy.low for layer in self.layers), sum(layer.energy.high for layer in self.layers))
+
+    def cores(self, chip: str) -> tuple[int, int]:
+        """Neurocores of the chip called `chip`, weights shared and unshared; no two layers on one core."""
+        costs = [layer.chips[chip] for layer in self.layers]
+        return sum(cost.shared.cores for cost in costs), sum(cost.unshared.cores for cost in costs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, as `save` writes them; with the source of every constant."""
+        totals = ("neurons", "synapses", "spikes", "activation_sparsity", "synaptic_operations", "dense_operations")
+        return {
+            **asdict(self),
+            **{name: getattr(self, name) for name in totals},
+            "input_macs_every_step": self.steps * self.input_macs,
+            "energy": {**asdict(self.energy), "note": ENERGY_NOTE},
+            "cores": {
+                chip.name: dict(zip(("shared", "unshared"), self.cores(chip.name), strict=True)) for chip in CHIPS
+            },
+            "constants": {
+                **{chip.name: asdict(chip) for chip in CHIPS},
+                "synaptic operation": asdict(SYNAPTIC_OPERATION),
+                "active update": asdict(ACTIVE_UPDATE),
+                "inactive update": asdict(INACTIVE_UPDATE),
+                "spread": asdict(SPREAD),
+            },
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def report(network: SpikingNetwork, record: SpikeRecord) -> LoihiReport:
+    """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
+
+    Raises:
+        ConversionError: the network is not in whole numbers.
+        ValidationError: the record is of another network, or empty.
+    """
+    graph = network.graph
+    if not graph.integer:
+        raise ConversionError(
+            "loihi.report: Loihi computes in whole numbers and this network does not; make it so first: "
+            "network.quantize(8, calibration=images)"
+        )
+    _check(graph, record)
+    synapses, every = connections(graph, zeros=False), connections(graph, zeros=True)
+    separate = {chip.name: unshared(chip, synapses) for chip in CHIPS}
+    fired = {name: _spikes(record, name) for name in graph.spiking}
+    layers = tuple(
+        _layer(
+            name,
+            synapses[name],
+            every[name].total,
+            between(graph, name),
+            {chip: cores[name] for chip, cores in separate.items()},
+            fired,
+            record,
+        )
+        for name in synapses
+    )
+    constant = from_images(graph)
+    stored = [layer for layer in graph if isinstance(layer, Affine | Scale)]
+    on_host = [(layer, graph.shapes[layer.inputs[0]]) for layer in stored if layer.name in constant]
+    tensors = [layer.weight for layer in stored if isinstance(layer, Affine)]
+    zeros = sum(int((weight == 0).sum()) for weight in tensors)
+    return LoihiReport(
+        steps=record.steps,
+        images=record.images,
+        layers=layers,
+        input_macs=sum(multiplications(layer, shape, zeros=False) for layer, shape in on_host),
+        input_connections=sum(multiplications(layer, shape, zeros=True) for layer, shape in on_host),
+        ann_macs=_macs(network.ann or graph),
+        connection_sparsity=zeros / max(1, sum(weight.size for weight in tensors)),
+        footprint_bytes=sum(weights(layer).size for layer in stored) + sum(layer.state_bytes for layer in layers),
+        notes=tuple(_notes(network, layers)),
+    )
+
+
+def _check(graph: LayerGraph, record: SpikeRecord) -> None:
+    own = {name: graph.shapes[name] for name in graph.spiking}
+    if dict(record.shapes) != own:
+        raise ValidationError(f"the record is of another network: its layers are {dict(record.shapes)}, here {own}")
+    if record.readout.shape[2:] != graph.shapes[graph.output.name]:
+        raise ValidationError(
+            f"the record is of another network: its readout is {record.readout.shape[2:]} an image, that of layer "
+            f"{graph.output.name!r} is {graph.shapes[graph.output.name]}"
+        )
+    if record.images == 0 or record.steps == 0:
+        raise ValidationError(f"the record is empty: {record.steps} time steps of {record.images} images")
+
+
+def _spikes(record: SpikeRecord, name: str) -> NDArray[np.int64]:
+    """How often each neuron of `name` fired over all steps and images, ``[*shape]``."""
+    shape = record.shapes[name]
+    total = np.zeros(shape, np.int64)
+    for step in record.packed[name]:  # one at a time, since unpacked spikes take eight times the memory
+        total += np.unpackbits(step, axis=-1, count=total.size).sum(axis=0, dtype=np.int64).reshape(shape)
+    return total
+
+
+def _layer(
+    name: str,
+    synapses: Connections,
+    every: int,
+    layers: list[Affine | Scale],
+    separate: Mapping[str, Cores],
+    fired: Mapping[str, NDArray[np.int64]],
+    record: SpikeRecord,
+) -> LayerCost:
+    neurons, stored = synapses.fan_in.size, sum(weights(layer).size for layer in layers)
+    operations = sum(int((counts * fired[source]).sum()) for source, counts in synapses.fan_out.items()) / record.images
+    return LayerCost(
+        name=name,
+        fires=name in fired,
+        neurons=neurons,
+        synapses=synapses.total,
+        connections=every,
+        weights=stored,
+        largest_fan_in=int(synapses.fan_in.max()),
+        state_bytes=state_bytes(neurons),
+        chips={chip.name: ChipCost(shared(chip, neurons, stored), separate[chip.name]) for chip in CHIPS},
+        spikes=int(fired[name].sum()) / record.images if name in fired else 0.0,
+        synaptic_operations=operations,
+        energy=_energy(operations, neurons * record.steps),
+    )
+
+
+def _energy(operations: float, updates: int) -> Energy:
+    """Joules of `operations` synaptic operations and `updates` neuron updates."""
+    synaptic = operations * SYNAPTIC_OPERATION.value
+    return Energy(
+        low=synaptic + updates * INACTIVE_UPDATE.value,
+        high=SPREAD.value * (synaptic + updates * ACTIVE_UPDATE.value),
+    )
+
+
+def _macs(graph: LayerGraph) -> int:
+    """Products that one evaluation of the affine layers of `graph` sums up, those with weights of zero as well."""
+    layers = [layer for layer in graph if isinstance(layer, Affine)]
+    return sum(multiplications(layer, graph.shapes[layer.inputs[0]], zeros=True) for layer in layers)
+
+
+def _notes(network: SpikingNetwork, costs: tuple[LayerCost, ...]) -> Iterator[str]:
+    if network.ann is None:
+        yield "The ANN is not known: its MACs are those of the spiking network's affine layers, run once."
+    for cost in costs:
+        for layer in between(network.graph, cost.name):
+            values = weights(layer).astype(np.int64)
+            if isinstance(layer, Scale):
+                values = values // np.maximum(values & -values, 1)  # powers of two go into the synapses' exponent
+            beyond = int(((values < SMALLEST_WEIGHT) | (values > LARGEST_WEIGHT)).sum())
+            if beyond:
+                yield (
+                    f"Layer {layer.name!r}: {beyond} of {values.size} weights need more than {WEIGHT_BITS} bits, and "
+                    "so several synapses each; they are counted as one."
+                )
+        for chip in CHIPS:
+            if chip.input_axons is not None and cost.largest_fan_in > chip.input_axons.value:
+                yield (
+                    f"A neuron of layer {cost.name!r} hears {cost.largest_fan_in} connections; a core of {chip.name} "
+                    f"has {chip.input_axons.value} input axons: it fits only if they are shared."
+                )
