@@ -17,6 +17,8 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import DTypeLike, NDArray
 
+from exporters.lava.processes.whole import expect_whole
+
 
 def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Zeros that forked processes write and their parent reads: anonymous shared memory, without a file to remove."""
@@ -29,13 +31,13 @@ class CurrentSource(AbstractProcess):  # type: ignore[misc]
     """One constant current an image: ``a_out`` is ``currents[i]`` for `interval` steps, then ``currents[i + 1]``.
 
     ``currents`` is ``[images, *shape]``. The source is silent for its first `offset` steps and after the last image;
-    it adds no delay of its own.
+    it adds no delay of its own. In fixed point (tags ``fixed_pt``, ``bit_accurate_loihi``) the currents must be whole.
     """
 
     def __init__(
         self,
         *,
-        currents: NDArray[np.floating],
+        currents: NDArray[Any],
         interval: int,
         offset: int = 0,
         name: str | None = None,
@@ -53,7 +55,8 @@ class Delay(AbstractProcess):  # type: ignore[misc]
 
     Spikes or values, of any `shape`. Where branches of different depth meet, the shorter one needs it, since Lava's
     Dense and Conv delay by one step each. With ``steps=0`` the data pass in the same step; a loop without a Dense or
-    Conv in it needs at least one. Raises `ValueError` for a negative `steps`.
+    Conv in it needs at least one. In fixed point (tags ``fixed_pt``, ``bit_accurate_loihi``) `gain` must be whole.
+    Raises `ValueError` for a negative `steps`.
     """
 
     def __init__(
@@ -90,17 +93,12 @@ class Sink(AbstractProcess):  # type: ignore[misc]
         self.a_in = InPort(shape=buffer.shape[1:])
 
 
-@implements(proc=CurrentSource, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("floating_pt")
-class PyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
-    """`CurrentSource` in float64."""
-
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+class AbstractPyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
+    """What the two arithmetics of `CurrentSource` share."""
 
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)
-        self.currents: NDArray[np.floating] = proc_params["currents"]
+        self.currents: NDArray[Any] = proc_params["currents"]
         self.interval: int = proc_params["interval"]
         self.offset: int = proc_params["offset"]
 
@@ -111,14 +109,30 @@ class PyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
         self.a_out.send(self.currents[image] if sounding else np.zeros(self.currents.shape[1:]))
 
 
-@implements(proc=Delay, protocol=LoihiProtocol)
+@implements(proc=CurrentSource, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyDelayModelFloat(PyLoihiProcessModel):  # type: ignore[misc]
-    """`Delay` in float64."""
+class PyCurrentSourceModel(AbstractPyCurrentSourceModel):
+    """`CurrentSource` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+
+
+@implements(proc=CurrentSource, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("bit_accurate_loihi", "fixed_pt")
+class PyCurrentSourceModelFixed(AbstractPyCurrentSourceModel):
+    """`CurrentSource` in whole numbers."""
+
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=32)
+
+    def __init__(self, proc_params: ProcessParameters) -> None:
+        super().__init__(proc_params)
+        expect_whole(f"CurrentSource {proc_params['name']!r}", self.currents)
+
+
+class AbstractPyDelayModel(PyLoihiProcessModel):  # type: ignore[misc]
+    """What the two arithmetics of `Delay` share."""
 
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)
@@ -134,11 +148,35 @@ class PyDelayModelFloat(PyLoihiProcessModel):  # type: ignore[misc]
         self.line.append(self.a_in.recv())
 
 
-@implements(proc=Sink, protocol=LoihiProtocol)
+@implements(proc=Delay, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
+class PyDelayModelFloat(AbstractPyDelayModel):
+    """`Delay` in float64."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+
+
+@implements(proc=Delay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("bit_accurate_loihi", "fixed_pt")
+class PyDelayModelFixed(AbstractPyDelayModel):
+    """`Delay` in whole numbers; their product with the gain is exact below 2^53, and sent in 32 bits."""
+
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=32)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=32)
+
+    def __init__(self, proc_params: ProcessParameters) -> None:
+        super().__init__(proc_params)
+        expect_whole(f"Delay {proc_params['name']!r}: gain", self.gain)
+
+
+@implements(proc=Sink, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt", "bit_accurate_loihi", "fixed_pt")
 class PySinkModel(PyLoihiProcessModel):  # type: ignore[misc]
-    """`Sink`, in the type of its buffer."""
+    """`Sink`, in the type of its buffer. What Lava's models send, whole or not, float64 holds."""
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
 
