@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,lava,dev]"
-	# lava-nc declares Python < 3.11 and numpy < 2; exporters/lava/compat.py makes it run on what is here.
-	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc
+	# lava-nc and lava-dl declare Python < 3.11 and numpy < 2; exporters/lava/compat.py makes them run on what is here.
+	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl
 	@touch $(READY)
 
 setup: $(READY)
