@@ -1,6 +1,6 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
 
-from bridge import zoo
+from bridge import loihi, zoo
 from bridge.adapters import register_activation, unregister_activation
 from bridge.checkpoints import load_checkpoint
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
@@ -26,6 +26,7 @@ __all__ = [
     "fit_thresholds",
     "load",
     "load_checkpoint",
+    "loihi",
     "register_activation",
     "replace_activations",
     "unregister_activation",

@@ -1,4 +1,6 @@
-"""The main job on real data: train on scikit-learn's handwritten digits, convert, run everywhere, compare."""
+"""The main job on real data: train on scikit-learn's handwritten digits, convert, run everywhere, compare. Twice: in
+floating point, and in the whole numbers that Loihi computes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from bridge import registry
+from bridge import loihi, registry
 from bridge.errors import BridgeError, InputError
 from bridge.network import SpikingNetwork, convert
 from bridge.progress import progress
@@ -21,6 +23,7 @@ from bridge.report.plot import plot_rate_error
 
 LEVELS = STEPS = 8
 BACKENDS = ("spikingjelly", "snntorch", "lava")
+WHOLE_BACKENDS = ("spikingjelly", "snntorch", "lava-fixed")
 LAVA_IMAGES = 60
 """Lava's process per layer makes it slow; these images stream through one run."""
 
@@ -94,7 +97,7 @@ def run(out: Path, console: Console) -> bool:
         BackendError: a backend is not usable; before anything is trained.
         InputError: `out` cannot be written; likewise.
     """
-    for name in BACKENDS:
+    for name in {*BACKENDS, *WHOLE_BACKENDS}:
         registry.usable(name)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -104,12 +107,36 @@ def run(out: Path, console: Console) -> bool:
     model = train_digits(x, y)
     thresholds = [round(module.threshold.item(), 3) for module in model if isinstance(module, QCFS)]
     console.print(f"trained on {len(x)} digits; thresholds λ = {thresholds}")
-    network: SpikingNetwork = convert(model, x_test[:1])
+    network = convert(model, x_test[:1])
+    agreed = _compare(network, x_test, y_test, BACKENDS, {"lava": LAVA_IMAGES}, out, "", console)
+    whole = network.quantize(8, calibration=x)
+    pixels = whole.pixels(x_test)
+    agreed_too = _compare(whole, pixels, y_test, WHOLE_BACKENDS, {}, out, "_8bit", console)
+    report = loihi.report(whole, whole.run(pixels, STEPS))
+    report.save(out / "loihi.json")
+    console.print(
+        f"an inference on Loihi: {report.synaptic_operations:,.0f} synaptic operations, where the ANN has "
+        f"{report.ann_macs:,} multiplications; wrote {out / 'loihi.json'}"
+    )
+    return agreed and agreed_too
+
+
+def _compare(
+    network: SpikingNetwork,
+    x: Tensor,
+    y: NDArray[np.int64],
+    backends: tuple[str, ...],
+    images: dict[str, int],
+    out: Path,
+    suffix: str,
+    console: Console,
+) -> bool:
+    """Write `network`, run it on all `backends`, write and print what differs; say whether they agreed."""
     console.print(f"{network}")
-    network.save(out / "digits.nir")
-    agreement = network.validate(x_test, STEPS, BACKENDS, labels=y_test, images={"lava": LAVA_IMAGES})
+    network.save(out / f"digits{suffix}.nir")
+    agreement = network.validate(x, STEPS, backends, labels=y, images=images)
     console.print(table(agreement))
-    agreement.save(out / "agreement.json")
-    plot_rate_error(agreement, out / "rate_error.png")
-    console.print(f"wrote {out / 'digits.nir'}, {out / 'agreement.json'}, {out / 'rate_error.png'}")
+    agreement.save(out / f"agreement{suffix}.json")
+    plot_rate_error(agreement, out / f"rate_error{suffix}.png")
+    console.print(f"wrote {out / f'digits{suffix}.nir'}, agreement{suffix}.json, rate_error{suffix}.png")
     return agreement.agreed

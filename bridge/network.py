@@ -166,7 +166,7 @@ class SpikingNetwork:
             x: images ``[B, *input]``, float; held constant over time.
             steps: T, at least 1.
             backends: names, such as ``["spikingjelly", "snntorch", "lava"]``, or `exporters.base.Backend` objects.
-                Default: all that are usable here, those for whole numbers only if the network is in whole numbers.
+                Default: all that are usable here and can run this network exactly.
             labels: true classes ``[B]``, for accuracies.
             images: by backend, run only that many of the images, the first ones; for slow backends.
 
@@ -180,30 +180,43 @@ class SpikingNetwork:
         """
         x, steps = self._images(x), _whole(steps, "steps")
         truth = _labels(labels, len(x))
-        chosen = _backends(backends, self.graph.integer)
         limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
-        if not limits.keys() <= set(chosen):
-            raise InputError(f"images: {sorted(limits.keys() - set(chosen))} are not among the backends {[*chosen]}")
-        graph = self.to_nir()
-        runners = {name: self._runner(backend, graph, steps, limits.get(name)) for name, backend in chosen.items()}
+        exported = self._exported(backends)
+        if not limits.keys() <= exported.keys():
+            raise InputError(f"images: {sorted(limits.keys() - exported.keys())} are not among {[*exported]}")
+        runners = {
+            name: (_runner(backend, native, steps), limits.get(name), backend.available().versions)
+            for name, (backend, native) in exported.items()
+        }
         starts = range(0, len(x), BATCH)
 
         def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
-            for start in progress(starts, ", ".join(("reference", *chosen))):
+            for start in progress(starts, ", ".join(("reference", *runners))):
                 part = slice(start, start + BATCH)
                 yield x[part], None if truth is None else truth[part]
 
         return hold_against(self.graph, self.ann, batches(), steps, runners)
 
-    def _runner(
-        self, backend: Backend, graph: nir.NIRGraph, steps: int, limit: int | None
-    ) -> tuple[Runner, int | None, Mapping[str, str]]:
-        native = backend.export(graph)
-
-        def run(batch: Tensor, membranes: bool) -> SpikeRecord:
-            return backend.run(native, batch.numpy(), steps, membranes=membranes)
-
-        return run, limit, backend.available().versions
+    def _exported(self, wanted: Sequence[str | Backend] | None) -> dict[str, tuple[Backend, Any]]:
+        """The backends asked for, or all that are usable and take this network, by name, and their native models."""
+        graph = self.to_nir()
+        if wanted is not None:
+            names = [wanted] if isinstance(wanted, str) else wanted
+            return {backend.name: (backend, backend.export(graph)) for backend in map(registry.usable, names)}
+        result: dict[str, tuple[Backend, Any]] = {}
+        reasons = []
+        for backend in map(registry.get, registry.names()):
+            availability = backend.available()
+            if not availability.usable:
+                reasons.append(f"{backend.name}: {availability.install}")
+                continue
+            try:
+                result[backend.name] = backend, backend.export(graph)
+            except GraphError as error:
+                reasons.append(f"{backend.name}: {error}")
+        if not result:
+            raise BackendError(f"no backend is usable here. To get one: {'; '.join(reasons)}")
+        return result
 
     def _images(self, x: Tensor | NDArray[Any], what: str = "x", *, as_pixels: bool = True) -> Tensor:
         """`x` as a float32 CPU tensor, checked against the network's input: pixels, if that is in whole numbers."""
@@ -272,17 +285,11 @@ def load(path: str | Path) -> SpikingNetwork:
     return SpikingNetwork(graph)
 
 
-def _backends(wanted: Sequence[str | Backend] | None, integer: bool) -> dict[str, Backend]:
-    """The backends asked for, or all that are usable, by name. Raises `BackendError` if by default there is none."""
-    if wanted is not None:
-        found = [registry.usable(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
-        return {backend.name: backend for backend in found}
-    fitting = [backend for backend in map(registry.get, registry.names()) if integer or not backend.integer_only]
-    available = {backend.name: backend.available() for backend in fitting}
-    if not any(availability.usable for availability in available.values()):
-        ways = "; ".join(f"{name}: {availability.install}" for name, availability in available.items())
-        raise BackendError(f"no backend is usable here. To get one: {ways}")
-    return {backend.name: backend for backend in fitting if available[backend.name].usable}
+def _runner(backend: Backend, native: Any, steps: int) -> Runner:
+    def run(batch: Tensor, membranes: bool) -> SpikeRecord:
+        return backend.run(native, batch.numpy(), steps, membranes=membranes)
+
+    return run
 
 
 def _whole(value: int, what: str) -> int:

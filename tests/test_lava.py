@@ -579,24 +579,43 @@ def test_the_readouts_own_sum_is_that_of_the_last_image(rng: np.random.Generator
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
 
+    from exporters.lava.processes import CurrentSource
+
     graph = named(rng, "input skip")
     native, x = build_network(graph), images(rng, graph, 3)
-    processes = native.build(x, steps=4)
+    process = native.process(steps=4)
+    for name, currents in native.feed(x).items():
+        source = CurrentSource(currents=currents, interval=4, offset=native.offsets[name])
+        source.a_out.connect(process.inputs[name])
     try:
-        processes.readout.run(condition=RunSteps(processes.steps), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
-        total = processes.readout.v.get()
+        process.run(condition=RunSteps(3 * 4 + native.delay), run_cfg=Loihi2SimCfg(select_tag="floating_pt"))
+        total = process.v.get()
     finally:
-        processes.readout.stop()
+        process.stop()
     _, _, readout = naive_run(graph, x, 4)
     np.testing.assert_array_equal(native.readout_layout.from_lava(total), readout[:, -1].sum(axis=0))
 
 
+def compiled(network: LavaNetwork, steps: int) -> dict[str, Any]:
+    """The parts of the network's Process, by name, as Lava makes them when it compiles it."""
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    process = network.process(steps)
+    process.compile(Loihi2SimCfg(select_tag="floating_pt"))
+    return {part.name: part for part in process.procs.members}
+
+
 def test_only_the_shorter_branch_of_a_join_is_delayed(rng: np.random.Generator) -> None:
+    from exporters.lava.processes import Delay
+
+    def delays(network: LavaNetwork) -> list[tuple[int, float]]:
+        parts = compiled(network, 3).values()
+        return [(part.proc_params["steps"], part.proc_params["gain"]) for part in parts if isinstance(part, Delay)]
+
     native = build_network(named(rng, "two blocks"))
-    processes = native.build(images(rng, native.graph, 2), steps=3)
-    assert processes.offsets == {"a": 0, "b": 1, "c": 2, "d": 3, "end": 4}
-    assert [delay.proc_params["steps"] for delay in processes.delays] == [2, 2]
-    assert len(processes.sources) == 1
+    assert native.offsets == {"a": 0, "b": 1, "c": 2, "d": 3, "end": 4}
+    assert delays(native) == [(2, 1), (2, 1)]
+    assert native.fed == {"a": "stem"}
     # A layer heard late by two is held back once, and one that is heard twice is doubled.
     graph = dag(
         rng,
@@ -613,9 +632,7 @@ def test_only_the_shorter_branch_of_a_join_is_delayed(rng: np.random.Generator) 
             "end": ("conv2 c", add()),
         },
     )
-    processes = build_network(graph).build(images(rng, graph, 2), steps=3)
-    delays = [(delay.proc_params["steps"], delay.proc_params["gain"]) for delay in processes.delays]
-    assert delays == [(1, 1), (1, 2), (1, 1)]
+    assert sorted(delays(build_network(graph))) == [(1, 1), (1, 1), (1, 2)]
 
 
 def test_processes_are_lavas_own_and_layouts_restore_the_order(rng: np.random.Generator) -> None:
@@ -626,14 +643,15 @@ def test_processes_are_lavas_own_and_layouts_restore_the_order(rng: np.random.Ge
 
     graph = named(rng, "conv")
     network = build_network(graph)
-    processes = network.build(images(rng, graph, 2), steps=3)
+    parts = compiled(network, 3)
     kinds = [LavaIntegrateFire, Conv, LavaIntegrateFire, Conv, LavaIntegrateFire, Conv, Dense]
-    assert [type(process) for process in processes.layers.values()] == kinds
-    assert list(processes.offsets.values()) == [0, 1, 2]
-    assert processes.steps == 2 * 3 + 4
+    names = [layer.name for layer in graph if layer.name in network.depths]
+    assert [type(parts[name]) for name in names] == kinds
+    assert list(network.offsets.values()) == [0, 1, 2]
+    assert network.delay == 4
     for name, layout in network.layouts.items():
         values = rng.random((2, *graph.shapes[name]))
-        assert layout.to_lava(values).shape[1:] == processes.layers[name].s_out.shape
+        assert layout.to_lava(values).shape[1:] == parts[name].s_out.shape
         np.testing.assert_array_equal(layout.from_lava(layout.to_lava(values)), values)
 
 

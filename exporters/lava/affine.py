@@ -36,8 +36,8 @@ Synapse = Conv2d | Linear
 def lower(layer: Layer, shape: Shape) -> Synapse:
     """`layer`, whose input has `shape`, as a convolution or a matrix of the same name and inputs.
 
-    A `Conv1d` becomes a convolution of height 1, a pooling and a scaled feature map depthwise ones, a scaled vector a
-    diagonal matrix. Raises `GraphError` for any other kind of layer.
+    A `Conv1d` becomes a convolution of height 1, a pooling and a `Scale` depthwise ones. A vector is scaled as a map of
+    one pixel, since Lava's Dense has no more than nine bits. Raises `GraphError` for any other kind of layer.
     """
     match layer:
         case Conv2d() | Linear():
@@ -56,10 +56,8 @@ def lower(layer: Layer, shape: Shape) -> Synapse:
         case AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding):
             share = 1.0 if isinstance(layer, SumPool2d) else 1 / np.prod(kernel)
             return _depthwise(name, inputs, np.full((shape[0], 1, *kernel), share), stride, padding)
-        case Scale(name=name, inputs=inputs, scale=scale) if len(shape) in (2, 3):
+        case Scale(name=name, inputs=inputs, scale=scale):
             return _depthwise(name, inputs, scale.astype(np.float64).reshape(-1, 1, 1, 1))
-        case Scale(name=name, inputs=inputs, scale=scale) if len(shape) == 1:
-            return Linear(name=name, inputs=inputs, weight=np.diag(scale.astype(np.float64)), bias=np.zeros(shape))
     raise GraphError(
         f"layer {layer.name!r} ({type(layer).__name__}, input {shape}): the Lava backend knows Conv2d, Conv1d, Linear, "
         "Scale, AvgPool2d, SumPool2d, Flatten, Add and IntegrateFire; rewrite the network with these"

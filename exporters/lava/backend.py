@@ -1,23 +1,27 @@
-"""The backend: NIR in, Lava Processes out, spikes back. Lava is imported only when a method is called."""
+"""The backends: NIR in, Lava Processes out, spikes back. Lava is imported only when a method is called."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge.errors import BackendError
-from bridge.graph import Conv2d, LayerGraph
+from bridge.graph import Conv2d, IntegrateFire, LayerGraph
+from bridge.passes.fold_pooling import fold_pooling
 from bridge.records import Recorder, SpikeRecord
 from exporters.base import Availability, check_input, probe
 from exporters.lava import compat
+from exporters.lava.layout import Layout, side_by_side
 
 if TYPE_CHECKING:
-    from exporters.lava.network import LavaNetwork, Layout, Processes
+    from exporters.lava.hierarchy import NetworkProcess
+    from exporters.lava.network import LavaNetwork
 
 PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy": "scipy", "asteval": "asteval"}
 INSTALL = (
@@ -25,6 +29,9 @@ INSTALL = (
 )
 _ONE_AT_A_TIME = threading.Lock()
 """Lava keeps its processes in global registers and forks: two runs in one program get in each other's way."""
+
+MOST_LANES = 16
+"""From here on a step takes longer in proportion to the lanes."""
 
 # For the time limit, per step, on a slow machine: a Process, a pair of channels in Conv, a multiplication.
 PROCESS_SECONDS, PAIR_SECONDS, PRODUCT_SECONDS = 1e-3, 3e-5, 5e-9
@@ -36,8 +43,8 @@ class Lava:
     """Lava (lava-nc) on the CPU in floating point: stock Dense and Conv, and our `IntegrateFire` between them.
 
     All images run through the network in one stream, each layer working on its own image; where branches of different
-    depth meet, a `Delay` holds the shorter one back. `time_limit` is in seconds for one `run`, start-up included; by
-    default it grows with the network, the images and the steps.
+    depth meet, a `Delay` holds the shorter one back. `time_limit` is in seconds for one run of Lava, start-up included;
+    by default it grows with the network, the images and the steps.
     """
 
     time_limit: float | None = None
@@ -65,79 +72,192 @@ class Lava:
         Raises `InputError` if `x` does not fit and `BackendError`, with Lava's own traceback, if Lava fails or takes
         longer than the time limit. No process outlives the call.
         """
+        check_input(native.graph.input.shape, x, steps)
+        return self._stream(native, x, steps, 1, "floating_pt", membranes)
+
+    def _stream(
+        self, native: LavaNetwork, x: NDArray[np.float32], steps: int, lanes: int, tag: str, membranes: bool
+    ) -> SpikeRecord:
+        """All images in one run of Lava, `lanes` of them side by side."""
         from exporters.lava.runtime import forget, quiet, run_to_end
 
-        check_input(native.graph.input.shape, x, steps)
         with _ONE_AT_A_TIME:
             with quiet():
-                processes = native.build(x, steps)
-                taps = _Taps(native, processes, len(x) * steps, membranes)
-            members = [*processes.all, *taps.sinks]
-            limit = self.time_limit if self.time_limit is not None else _limit(native, processes, len(members))
+                run = _Run(native, x, steps, lanes, membranes)
+            limit = self.time_limit if self.time_limit is not None else _limit(native, run.steps, lanes)
             try:
-                run_to_end(processes.readout, processes.steps, limit)
+                run_to_end(run.process, run.steps, limit, tag)
             finally:
-                forget(members)
-        return taps.record(self.name, len(x), steps)
+                forget([*run.around, run.process, *run.process.procs.members])
+        return run.record(self.name)
 
 
-def build_network(graph: LayerGraph) -> LavaNetwork:
-    """Lava's network for a layer graph. Raises `BackendError` without Lava, `GraphError` for what it cannot run."""
+@dataclass(frozen=True)
+class LavaFixed(Lava):
+    """Lava (lava-nc) on the CPU in fixed point, bit for bit as Loihi's registers have it; whole-number networks only.
+
+    Whether all numbers fit those registers is checked before anything runs (`exporters.lava.bounds`). A `SumPool2d` is
+    folded into the affine layer behind it where that can be.
+
+    * ``synapses``: ``"torch"``, our Processes, equal to Lava's own Dense and Conv and faster, or ``"stock"``, those.
+    * ``neuron``: ``"integrate_fire"``, our Process, or ``"atrlif"``, Lava's own `ATRLIF`. That one has no periodic
+      reset, so every image is a run of its own, its potential never falls, and residual joins still use our `Delay`.
+    * ``inputs``: ``"currents"``, what the images give to the first neurons is computed on the host and injected as
+      bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
+    * ``lanes``: how many images run side by side, with our own Processes only; by default up to 16.
+    * ``time_limit``: as in `Lava`.
+    """
+
+    synapses: Literal["torch", "stock"] = "torch"
+    neuron: Literal["integrate_fire", "atrlif"] = "integrate_fire"
+    inputs: Literal["currents", "graded"] = "currents"
+    lanes: int | None = None
+    name = "lava-fixed"
+    integer_only = True
+
+    def __post_init__(self) -> None:
+        for option in ("synapses", "neuron", "inputs"):
+            known = get_args(get_type_hints(LavaFixed)[option])
+            if getattr(self, option) not in known:
+                raise BackendError(f"LavaFixed: {option} is one of {known}, got {getattr(self, option)!r}")
+
+    def export(self, graph: nir.NIRGraph) -> LavaNetwork:
+        """The network of Lava Processes for `graph`.
+
+        Raises `GraphError`, naming the layer, if `graph` is not in whole numbers or does not fit Loihi's registers.
+        """
+        from bridge.nir_graph import from_nir
+
+        return build_network(from_nir(graph), self)
+
+    def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        """As `Lava.run`. Raises `InputError`, too, if on these images a neuron would leave its register."""
+        from exporters.lava.bounds import check_images
+
+        check_input(native.graph.input.shape, x, steps)
+        check_images(native, x, steps)
+        if native.parts.neuron == "atrlif":
+            images = (x[at : at + 1] for at in range(len(x)))
+            return SpikeRecord.concatenate(
+                [self._stream(native, image, steps, 1, "fixed_pt", membranes) for image in images]
+            )
+        return self._stream(native, x, steps, self.lanes or _lanes(native, len(x)), "fixed_pt", membranes)
+
+
+def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetwork:
+    """Lava's network for a layer graph, in floating point or as `fixed` says.
+
+    Raises `BackendError` without Lava, `GraphError` for what it cannot run.
+    """
     try:
-        from exporters.lava.network import LavaNetwork
+        from exporters.lava.bounds import check_network
+        from exporters.lava.network import LavaNetwork, Parts
     except ImportError as error:
         raise BackendError(f"the Lava backend needs Lava ({error}): {INSTALL}") from error
-    return LavaNetwork(graph)
+    if fixed is None:
+        return LavaNetwork(graph, Parts())
+    parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, fixed=True)
+    network = LavaNetwork(fold_pooling(graph), parts)
+    check_network(network)
+    return network
 
 
-class _Taps:
-    """The Sinks of one run, and the record made of what they hold: ``[B · T, *lava_shape]`` each."""
+class _Run:
+    """A network's Process among the sources and sinks of one run, and the record made of what the sinks hold.
 
-    def __init__(self, network: LavaNetwork, processes: Processes, rows: int, membranes: bool) -> None:
-        self.network = network
-        self.rows = rows
-        self.sinks: list[Any] = []
-        self.spikes = {}
-        self.membranes = {}
-        for name, layout in network.layouts.items():
-            neuron, offset = processes.layers[name], processes.offsets[name]
-            self.spikes[name] = self._tap(neuron.s_out, layout, offset, np.bool_)
-            if membranes:
-                self.membranes[name] = self._tap(neuron.u_out, layout, offset, np.float64)
-        self.readout = self._tap(processes.readout.y_out, network.readout_layout, processes.delay, np.float64)
+    Sinks hold ``[rounds · T, *port shape]``: with L lanes, B images take ``⌈B / L⌉`` rounds.
+    """
 
-    def _tap(self, port: Any, layout: Layout, offset: int, dtype: type[np.generic]) -> NDArray[Any]:
+    def __init__(self, network: LavaNetwork, x: NDArray[np.floating], steps: int, lanes: int, membranes: bool) -> None:
+        self.network, self.images, self.interval, self.lanes = network, len(x), steps, lanes
+        self.rounds = -(-len(x) // lanes)
+        self.steps = self.rounds * steps + network.delay
+        self.around: list[Any] = []
+        feed = network.feed(x)
+        self.process: NetworkProcess = network.process(steps, lanes, {name: value[0] for name, value in feed.items()})
+        for name, port in self.process.inputs.items():
+            self._source(name, side_by_side(feed[name], lanes), port)
+        offsets = network.offsets
+        self.spikes = {name: self._tap(port, offsets[name], np.bool_) for name, port in self.process.spikes.items()}
+        self.membranes: dict[str, Callable[[], NDArray[np.float64]]] = {}
+        if membranes:
+            for name in self.process.spikes:
+                self.membranes[name] = self._potential(name, offsets[name])
+        self.readout = self._tap(self.process.y_out, network.delay, np.float64)
+
+    def _source(self, name: str, values: NDArray[Any], port: Any) -> None:
+        from exporters.lava.processes import CurrentSource
+
+        source = CurrentSource(currents=values, interval=self.interval, offset=self.network.offsets[name])
+        source.a_out.connect(port)
+        self.around.append(source)
+
+    def _tap(self, port: Any, offset: int, dtype: type[np.generic]) -> NDArray[Any]:
         from exporters.lava.processes import Sink, shared_array
 
-        buffer = shared_array((self.rows, *layout.lava_shape), dtype)
+        buffer = shared_array((self.rounds * self.interval, *port.shape), dtype)
         sink = Sink(buffer=buffer, offset=offset)
         port.connect(sink.a_in)
-        self.sinks.append(sink)
+        self.around.append(sink)
         return buffer
 
-    def record(self, backend: str, images: int, steps: int) -> SpikeRecord:
+    def _potential(self, name: str, offset: int) -> Callable[[], NDArray[np.float64]]:
+        """What gives, after the run, the potential of layer `name` after integration: Lava's own neuron has no port."""
+        if name in self.process.potentials:
+            buffer = self._tap(self.process.potentials[name], offset, np.float64)
+            return lambda: buffer
+        held, refractory = (
+            self._probe(variables[name], offset) for variables in (self.process.states, self.process.refractory)
+        )
+        neuron = self.network.graph[name]
+        assert isinstance(neuron, IntegrateFire)
+        # A spike adds the threshold to the refractory state in the same step.
+        unit, threshold = 2 ** self.network.shift(neuron), neuron.threshold[0]
+        return lambda: (held - refractory) / unit + threshold * self.spikes[name]
+
+    def _probe(self, variable: Any, offset: int) -> NDArray[Any]:
+        from exporters.lava.hierarchy import Probe
+        from exporters.lava.processes import shared_array
+
+        buffer = shared_array((self.rounds * self.interval, *variable.shape), np.int64)
+        probe = Probe(buffer=buffer, offset=offset)
+        probe.state.connect_var(variable)
+        self.around.append(probe)
+        return buffer
+
+    def record(self, backend: str) -> SpikeRecord:
         """The record, step t of image b being the network's own step t."""
         layouts = self.network.layouts
         recorder = Recorder(backend, {name: layout.shape for name, layout in layouts.items()})
 
         def at(step: int, buffer: NDArray[Any], layout: Layout) -> NDArray[Any]:
-            return layout.from_lava(buffer.reshape(images, steps, *layout.lava_shape)[:, step])
+            values = buffer.reshape(self.rounds, self.interval, self.lanes, *layout.lava_shape)[:, step]
+            return layout.from_lava(values.reshape(-1, *layout.lava_shape)[: self.images])
 
-        for step in range(steps):
+        membranes = {name: potential() for name, potential in self.membranes.items()}
+        for step in range(self.interval):
             for name, layout in layouts.items():
                 # A copy, since what comes back is a view of memory shared with Lava.
-                membrane = at(step, self.membranes[name], layout).copy() if name in self.membranes else None
+                membrane = at(step, membranes[name], layout).copy() if name in membranes else None
                 recorder.spikes(name, at(step, self.spikes[name], layout), membrane)
             recorder.readout(at(step, self.readout, self.network.readout_layout))
         return recorder.finish()
 
 
-def _limit(network: LavaNetwork, processes: Processes, members: int) -> float:
+def _lanes(network: LavaNetwork, images: int) -> int:
+    """How many images to run side by side, as evenly as may be."""
+    if network.parts.synapses == "stock":
+        return 1
+    rounds = -(-images // MOST_LANES)
+    return -(-images // rounds)
+
+
+def _limit(network: LavaNetwork, steps: int, lanes: int) -> float:
     """Seconds that a run may take, generously: by the steps and by what one step costs."""
-    seconds = members * PROCESS_SECONDS
+    seconds = 3 * len(network.graph) * PROCESS_SECONDS  # a layer, its sinks
     for layer in network.synapses.values():
         size = int(np.prod(network.graph.shapes[layer.name][1:]))  # 1 for a Linear's vector
-        seconds += layer.weight.size * size * PRODUCT_SECONDS
+        seconds += lanes * layer.weight.size * size * PRODUCT_SECONDS
         if isinstance(layer, Conv2d):
             seconds += layer.weight.shape[0] * layer.weight.shape[1] * PAIR_SECONDS
-    return LEAST_LIMIT + GENEROSITY * processes.steps * seconds
+    return LEAST_LIMIT + GENEROSITY * steps * seconds

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from typing import Any
@@ -19,6 +19,8 @@ from bridge.errors import BackendError
 from exporters.lava import compat
 
 # isort: split
+from lava.magma.compiler.compiler_graphs import ProcGroupDiGraphs
+from lava.magma.core.model.model import AbstractProcessModel
 from lava.magma.core.process.message_interface_enum import ActorType
 from lava.magma.core.process.process import AbstractProcess, ProcessServer
 from lava.magma.core.process.variable import VarServer
@@ -33,14 +35,22 @@ PAUSES = (0.0005, 0.02)  # seconds between two looks at the children: at first, 
 QUIETENED = (None, "lava.magma.compiler.compiler")  # loggers to which Lava adds a handler with every Process or run
 
 
-def run_to_end(process: AbstractProcess, steps: int, limit: float) -> None:
+_MODELS: dict[type[AbstractProcess], list[type[AbstractProcessModel]]] = {}
+
+Models = Mapping[type[AbstractProcess], type[AbstractProcessModel]]
+
+
+def run_to_end(process: AbstractProcess, steps: int, limit: float, tag: str, models: Models | None = None) -> None:
     """Run `process` and all connected to it for `steps` Lava steps in at most `limit` seconds.
+
+    `tag` is the arithmetic, Lava's ``"floating_pt"`` or ``"fixed_pt"``; `models` names, by kind of Process, models to
+    take in place of those that Lava would.
 
     Raises `BackendError` with the child's own traceback if one fails, or if the limit is passed. In every case the
     children are gone afterwards, and so is what they shared through Lava.
     """
     with compat.forking(), quiet():
-        runtime = WatchedRuntime(_compile(process), limit)
+        runtime = WatchedRuntime(_compile(process, tag, models or {}), limit)
         try:
             runtime.initialize()
             runtime.run_steps(steps)
@@ -48,12 +58,35 @@ def run_to_end(process: AbstractProcess, steps: int, limit: float) -> None:
             runtime.end()
 
 
-def _compile(process: AbstractProcess) -> Any:
+def _compile(process: AbstractProcess, tag: str, models: Models) -> Any:
     """Lava's executable of `process` and all connected to it."""
     try:
-        return process.compile(Loihi2SimCfg(select_tag="floating_pt"), {"pypy_channel_size": CHANNEL_SIZE})
+        config = Loihi2SimCfg(select_tag=tag, exception_proc_model_map=dict(models))
+        with _models_sought_once():
+            return process.compile(config, {"pypy_channel_size": CHANNEL_SIZE})
     except Exception as error:
         raise BackendError(f"Lava could not compile its processes: {error!r}") from error
+
+
+@contextmanager
+def _models_sought_once() -> Iterator[None]:
+    """Remember which models Lava finds for a kind of Process.
+
+    For each Process it executes all modules beside its own again: most of the time that it takes to start.
+    """
+    seek = ProcGroupDiGraphs._find_proc_models
+
+    def find(proc: AbstractProcess) -> list[type[AbstractProcessModel]]:
+        kind = type(proc)
+        if kind not in _MODELS:
+            _MODELS[kind] = seek(proc)
+        return _MODELS[kind]
+
+    ProcGroupDiGraphs._find_proc_models = staticmethod(find)
+    try:
+        yield
+    finally:
+        ProcGroupDiGraphs._find_proc_models = staticmethod(seek)
 
 
 class WatchedRuntime(Runtime):  # type: ignore[misc]
