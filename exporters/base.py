@@ -26,13 +26,9 @@ class Availability:
 
 
 class Backend(Protocol):
-    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless.
-
-    With `integer_only`, it runs networks in whole numbers and no others (``SpikingNetwork.quantize`` makes them).
-    """
+    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless."""
 
     name: str
-    integer_only: bool
 
     def available(self) -> Availability:
         """Whether the framework can be imported, without importing this package's own heavy parts at module level."""

@@ -29,7 +29,6 @@ class SpikingJelly:
     """
 
     name = "spikingjelly"
-    integer_only = False
 
     def available(self) -> Availability:
         # On its import, torch would tell every user without a GPU that Triton is missing, which nothing here needs.

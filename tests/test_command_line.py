@@ -46,7 +46,8 @@ def test_doctor_without_the_frameworks(tmp_path):
     assert 'pip install "spikingjelly>=2.0.0"' in done.stdout
     assert 'pip install "snntorch>=1.0.0"' in done.stdout
     assert "pip install --no-deps --ignore-requires-python lava-nc==0.10.0" in done.stdout
-    assert done.stdout.count("not here") == 3
+    assert "lava-dl==0.6.0" in done.stdout
+    assert done.stdout.count("not here") == 5
     code = (
         "import torch, bridge\n"
         "net = bridge.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), bridge.QCFS(4)), torch.zeros(1, 2))\n"

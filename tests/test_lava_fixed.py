@@ -245,7 +245,6 @@ def test_from_nir_with_thresholds_of_their_own_and_a_batch_that_does_not_fill_th
     graph = net.affine(Linear, "fc", shape=(3, 18)).graph
     x = pixels(graph, 17) // 8
     backend = registry.usable("lava-fixed")
-    assert backend.integer_only
     record = backend.run(backend.export(to_nir(graph)), x, 3, membranes=True)
     expect_equal(record, graph, x, 3)
 

@@ -405,7 +405,7 @@ def test_one_unit_off_is_a_mismatch():
     assert network.validate(pixels, 6, ["snntorch"]).agreed
 
     class OffByOne:
-        name, integer_only = "off by one", False
+        name = "off by one"
 
         def __init__(self, layer: str) -> None:
             self.layer = layer

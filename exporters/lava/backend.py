@@ -27,11 +27,11 @@ PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy"
 INSTALL = (
     "pip install asteval networkx scikit-learn scipy && pip install --no-deps --ignore-requires-python lava-nc==0.10.0"
 )
-_ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()
 """Lava keeps its processes in global registers and forks: two runs in one program get in each other's way."""
 
-MOST_LANES = 16
-"""From here on a step takes longer in proportion to the lanes."""
+MOST_LANES = 32
+"""From here on a step of a large network takes longer in proportion to the lanes."""
 
 # For the time limit, per step, on a slow machine: a Process, a pair of channels in Conv, a multiplication.
 PROCESS_SECONDS, PAIR_SECONDS, PRODUCT_SECONDS = 1e-3, 3e-5, 5e-9
@@ -49,7 +49,6 @@ class Lava:
 
     time_limit: float | None = None
     name = "lava"
-    integer_only = False
 
     def available(self) -> Availability:
         """Whether Lava can be imported with `exporters.lava.compat`'s fixes."""
@@ -81,7 +80,7 @@ class Lava:
         """All images in one run of Lava, `lanes` of them side by side."""
         from exporters.lava.runtime import forget, quiet, run_to_end
 
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             with quiet():
                 run = _Run(native, x, steps, lanes, membranes)
             limit = self.time_limit if self.time_limit is not None else _limit(native, run.steps, lanes)
@@ -104,7 +103,7 @@ class LavaFixed(Lava):
       reset, so every image is a run of its own, its potential never falls, and residual joins still use our `Delay`.
     * ``inputs``: ``"currents"``, what the images give to the first neurons is computed on the host and injected as
       bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
-    * ``lanes``: how many images run side by side, with our own Processes only; by default up to 16.
+    * ``lanes``: how many images run side by side, with our own Processes only; by default up to 32.
     * ``time_limit``: as in `Lava`.
     """
 
@@ -113,7 +112,6 @@ class LavaFixed(Lava):
     inputs: Literal["currents", "graded"] = "currents"
     lanes: int | None = None
     name = "lava-fixed"
-    integer_only = True
 
     def __post_init__(self) -> None:
         for option in ("synapses", "neuron", "inputs"):

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from bridge.errors import InputError
 from bridge.loihi.registers import LARGEST_THRESHOLD, UNIT
 from bridge.records import Recorder, SpikeRecord
-from exporters.lava.backend import _ONE_AT_A_TIME as ONE_AT_A_TIME
+from exporters.lava.backend import ONE_AT_A_TIME
+from exporters.lava.hierarchy import Probe
 from exporters.lava.layout import Layout
 from exporters.lava.processes import Sink, shared_array
 from exporters.lava.runtime import forget, quiet, run_to_end
-from exporters.lava_dl.processes import Probe, PySoftResetModel
+from exporters.lava_dl.processes import PySoftResetModel
 
 # isort: split
 from lava.lib.dl.netx.hdf5 import Network

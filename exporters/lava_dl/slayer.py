@@ -41,7 +41,6 @@ class Slayer:
     """
 
     name = "slayer"
-    integer_only = True
 
     def available(self) -> Availability:
         """Whether SLAYER can be imported with `exporters.lava_dl.compat`'s help."""

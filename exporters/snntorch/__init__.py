@@ -23,7 +23,6 @@ class SnnTorch:
     """
 
     name = "snntorch"
-    integer_only = False
 
     def available(self) -> Availability:
         return probe({"snntorch": "snntorch"}, 'pip install "snntorch>=1.0.0"')
