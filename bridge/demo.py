@@ -115,7 +115,7 @@ def run(out: Path, console: Console) -> bool:
     report = loihi.report(whole, whole.run(pixels, STEPS))
     report.save(out / "loihi.json")
     console.print(
-        f"an inference on Loihi: {report.synaptic_operations:,.0f} synaptic operations, where the ANN has "
+        f"an inference on Loihi: {report.synaptic_operations or 0:,.0f} synaptic operations, where the ANN has "
         f"{report.ann_macs:,} multiplications; wrote {out / 'loihi.json'}"
     )
     return agreed and agreed_too

@@ -365,20 +365,6 @@ def test_a_stream_of_100_images_equals_int64() -> None:
     expect_equal(run(LavaFixed(lanes=1), graph, x, 4), graph, x, 4)
 
 
-@pytest.mark.slow
-def test_a_stream_of_100_images_equals_100_runs() -> None:
-    net = Whole((4,)).affine(Linear, "fc1", shape=(5, 4), limit=20).spike("a", thresholds=[2560] * 5)
-    net.affine(Linear, "fc2", shape=(5, 5)).add(Add, "sum", "fc2", "a")
-    graph, backend = net.spike("b", thresholds=[130] * 5).graph, LavaFixed(lanes=1)
-    network, x = build_network(graph, backend), pixels(graph, 100)
-    stream = backend.run(network, x, 4)
-    alone = SpikeRecord.concatenate([backend.run(network, x[at : at + 1], 4) for at in range(100)])
-    for name in graph.spiking:
-        assert 0 < stream.rates(name)[-1].mean() < 1
-        assert int((stream.spikes(name) != alone.spikes(name)).sum()) == 0
-    np.testing.assert_array_equal(stream.readout, alone.readout)
-
-
 def test_without_delays_a_stream_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def at_once(model: Any) -> None:
         model.a_out.send(model.gain * model.a_in.recv())

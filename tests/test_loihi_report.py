@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, replace
 from io import StringIO
 
+import digits
 import numpy as np
 import pytest
 import torch
@@ -442,3 +443,24 @@ def test_saved_and_shown(tmp_path):
         assert f"{layer.synaptic_operations:,.1f}" in shown
     assert " nJ to " in shown
     assert "not measured" in shown
+
+
+def test_without_a_record_what_must_be_measured_is_not_known(tmp_path):
+    network = digits.quantized()
+    report = loihi.report(network)
+    measured = loihi.report(network, network.run(network.pixels(digits.test_images()[0][:2]), 2))
+    assert report.steps == report.images == 0
+    assert report.spikes is None
+    assert report.synaptic_operations is report.energy is report.activation_sparsity is None
+    assert (report.neurons, report.synapses, report.ann_macs) == (
+        measured.neurons,
+        measured.synapses,
+        measured.ann_macs,
+    )
+    assert report.cores("Loihi 1") == measured.cores("Loihi 1")
+    assert 2 * report.dense_operations == measured.dense_operations
+    report.save(tmp_path / "loihi.json")
+    assert json.loads((tmp_path / "loihi.json").read_text())["energy"] is None
+    shown = StringIO()
+    Console(width=120, file=shown).print(loihi.table(report))
+    assert "no run recorded" in shown.getvalue()

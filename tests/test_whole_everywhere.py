@@ -124,6 +124,22 @@ def test_lavas_own_processes_on_digits(backend):
     assert_equal(backend.run(backend.export(network.to_nir()), images, STEPS), digits_expected("per_layer"), STEPS)
 
 
+@pytest.mark.lava
+@pytest.mark.slow
+def test_a_stream_of_100_digits_equals_100_runs():
+    require("lava-fixed")
+    network = digits.quantized(8, "per_channel")
+    images = network.pixels(digits.test_images()[0][:100]).numpy()
+    backend = LavaFixed(lanes=1)
+    native = backend.export(network.to_nir())
+    stream = backend.run(native, images, 4)
+    alone = SpikeRecord.concatenate([backend.run(native, images[at : at + 1], 4) for at in range(len(images))])
+    for layer in network.layers:
+        assert np.array_equal(stream.packed[layer], alone.packed[layer]), layer
+    assert np.array_equal(stream.readout, alone.readout)
+    assert_equal(stream, digits_expected("per_channel"), 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_resnet20(name):

@@ -42,7 +42,8 @@ class LayerCost:
     weight zero as well; ``weights``: values that are stored if every weight is stored once, zeros as well;
     ``largest_fan_in``: the most synapses into one neuron; ``state_bytes``: potential, synaptic input and bias;
     ``chips``: what it asks of each chip, by name. Means over the recorded images, an inference of T steps each:
-    ``spikes`` that the layer fires, ``synaptic_operations`` that spikes cause at its synapses, ``energy``.
+    ``spikes`` that the layer fires, ``synaptic_operations`` that spikes cause at its synapses, ``energy``; None
+    without a record.
     """
 
     name: str
@@ -54,9 +55,9 @@ class LayerCost:
     largest_fan_in: int
     state_bytes: int
     chips: dict[str, ChipCost]
-    spikes: float
-    synaptic_operations: float
-    energy: Energy
+    spikes: float | None
+    synaptic_operations: float | None
+    energy: Energy | None
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,33 @@ class LoihiReport:
         return sum(layer.synapses for layer in self.layers)
 
     @property
-    def spikes(self) -> float:
-        return sum(layer.spikes for layer in self.layers)
+    def spikes(self) -> float | None:
+        return _total([layer.spikes for layer in self.layers])
 
     @property
-    def activation_sparsity(self) -> float:
+    def activation_sparsity(self) -> float | None:
         """Share of the spiking neurons' time steps without a spike."""
-        return 1 - self.spikes / (self.steps * sum(layer.neurons for layer in self.layers if layer.fires))
+        spikes, spiking = self.spikes, sum(layer.neurons for layer in self.layers if layer.fires)
+        return None if spikes is None else 1 - spikes / (self.steps * spiking)
 
     @property
-    def synaptic_operations(self) -> float:
+    def synaptic_operations(self) -> float | None:
         """Accumulates an inference: each spike times the synapses it reaches. NeuroBench's effective ACs."""
-        return sum(layer.synaptic_operations for layer in self.layers)
+        return _total([layer.synaptic_operations for layer in self.layers])
 
     @property
     def dense_operations(self) -> int:
-        """NeuroBench's dense operations an inference: every connection, those from the images too, at every step."""
-        return self.steps * (self.input_connections + sum(layer.connections for layer in self.layers))
+        """NeuroBench's dense operations: every connection, those from the images too, at every recorded step.
+
+        Of one step without a record.
+        """
+        return max(1, self.steps) * (self.input_connections + sum(layer.connections for layer in self.layers))
 
     @property
-    def energy(self) -> Energy:
-        return Energy(sum(layer.energy.low for layer in self.layers), sum(layer.energy.high for layer in self.layers))
+    def energy(self) -> Energy | None:
+        energies = [layer.energy for layer in self.layers]
+        known = [energy for energy in energies if energy is not None]
+        return Energy(sum(e.low for e in known), sum(e.high for e in known)) if len(known) == len(energies) else None
 
     def cores(self, chip: str) -> tuple[int, int]:
         """Neurocores of the chip called `chip`, weights shared and unshared; no two layers on one core."""
@@ -123,7 +130,7 @@ class LoihiReport:
             **asdict(self),
             **{name: getattr(self, name) for name in totals},
             "input_macs_every_step": self.steps * self.input_macs,
-            "energy": {**asdict(self.energy), "note": ENERGY_NOTE},
+            "energy": None if self.energy is None else {**asdict(self.energy), "note": ENERGY_NOTE},
             "cores": {
                 chip.name: dict(zip(("shared", "unshared"), self.cores(chip.name), strict=True)) for chip in CHIPS
             },
@@ -142,8 +149,10 @@ class LoihiReport:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
-def report(network: SpikingNetwork, record: SpikeRecord) -> LoihiReport:
+def report(network: SpikingNetwork, record: SpikeRecord | None = None) -> LoihiReport:
     """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
+
+    Without a record, what has to be measured (spikes, operations, energy) is None, and ``steps`` and ``images`` are 0.
 
     Raises:
         ConversionError: the network is not in whole numbers.
@@ -155,13 +164,15 @@ def report(network: SpikingNetwork, record: SpikeRecord) -> LoihiReport:
             "loihi.report: Loihi computes in whole numbers and this network does not; make it so first: "
             "network.quantize(8, calibration=images)"
         )
-    _check(graph, record)
+    if record is not None:
+        _check(graph, record)
     synapses, every = connections(graph, zeros=False), connections(graph, zeros=True)
     separate = {chip.name: unshared(chip, synapses) for chip in CHIPS}
-    fired = {name: _spikes(record, name) for name in graph.spiking}
+    fired = {name: _spikes(record, name) for name in graph.spiking} if record is not None else {}
     layers = tuple(
         _layer(
             name,
+            name in graph.spiking,
             synapses[name],
             every[name].total,
             between(graph, name),
@@ -177,8 +188,8 @@ def report(network: SpikingNetwork, record: SpikeRecord) -> LoihiReport:
     tensors = [layer.weight for layer in stored if isinstance(layer, Affine)]
     zeros = sum(int((weight == 0).sum()) for weight in tensors)
     return LoihiReport(
-        steps=record.steps,
-        images=record.images,
+        steps=record.steps if record is not None else 0,
+        images=record.images if record is not None else 0,
         layers=layers,
         input_macs=sum(multiplications(layer, shape, zeros=False) for layer, shape in on_host),
         input_connections=sum(multiplications(layer, shape, zeros=True) for layer, shape in on_host),
@@ -211,20 +222,33 @@ def _spikes(record: SpikeRecord, name: str) -> NDArray[np.int64]:
     return total
 
 
+def _total(values: list[float | None]) -> float | None:
+    """The sum, None if any is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
 def _layer(
     name: str,
+    fires: bool,
     synapses: Connections,
     every: int,
     layers: list[Affine | Scale],
     separate: Mapping[str, Cores],
     fired: Mapping[str, NDArray[np.int64]],
-    record: SpikeRecord,
+    record: SpikeRecord | None,
 ) -> LayerCost:
     neurons, stored = synapses.fan_in.size, sum(weights(layer).size for layer in layers)
-    operations = sum(int((counts * fired[source]).sum()) for source, counts in synapses.fan_out.items()) / record.images
+    spikes = operations = energy = None
+    if record is not None:
+        spikes = int(fired[name].sum()) / record.images if fires else 0.0
+        operations = (
+            sum(int((counts * fired[source]).sum()) for source, counts in synapses.fan_out.items()) / record.images
+        )
+        energy = _energy(operations, neurons * record.steps)
     return LayerCost(
         name=name,
-        fires=name in fired,
+        fires=fires,
         neurons=neurons,
         synapses=synapses.total,
         connections=every,
@@ -232,9 +256,9 @@ def _layer(
         largest_fan_in=int(synapses.fan_in.max()),
         state_bytes=state_bytes(neurons),
         chips={chip.name: ChipCost(shared(chip, neurons, stored), separate[chip.name]) for chip in CHIPS},
-        spikes=int(fired[name].sum()) / record.images if name in fired else 0.0,
+        spikes=spikes,
         synaptic_operations=operations,
-        energy=_energy(operations, neurons * record.steps),
+        energy=energy,
     )
 
 

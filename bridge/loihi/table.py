@@ -18,17 +18,21 @@ def table(report: LoihiReport) -> Group:
 
 def _layers(report: LoihiReport) -> Table:
     images = f"{report.images} image" + "s" * (report.images != 1)
-    result = _table(f"Loihi: an inference of T = {report.steps} time steps, mean of {images}", "layer")
+    measured = (
+        f"an inference of T = {report.steps} time steps, mean of {images}" if report.images else "no run recorded"
+    )
+    result = _table(f"Loihi: {measured}", "layer")
     for heading in ("neurons", "synapses", "weights", "spikes", "synaptic ops"):
         result.add_column(heading, justify="right")
     for layer in report.layers:
         counts = (f"{count:,}" for count in (layer.neurons, layer.synapses, layer.weights))
-        spikes = f"{layer.spikes:,.1f}" if layer.fires else "—"
-        result.add_row(layer.name, *counts, spikes, f"{layer.synaptic_operations:,.1f}")
+        result.add_row(
+            layer.name, *counts, _mean(layer.spikes if layer.fires else None), _mean(layer.synaptic_operations)
+        )
     result.add_section()
     weights = sum(layer.weights for layer in report.layers)
     counts = (f"{count:,}" for count in (report.neurons, report.synapses, weights))
-    result.add_row("all", *counts, f"{report.spikes:,.1f}", f"{report.synaptic_operations:,.1f}")
+    result.add_row("all", *counts, _mean(report.spikes), _mean(report.synaptic_operations))
     return result
 
 
@@ -50,16 +54,18 @@ def _network(report: LoihiReport) -> Table:
     energy = report.energy
     state = sum(layer.state_bytes for layer in report.layers)
     rows = {
-        "synaptic operations (accumulates)": f"{report.synaptic_operations:,.1f}",
+        "synaptic operations (accumulates)": _mean(report.synaptic_operations),
         "dense: every connection, every step": f"{report.dense_operations:,}",
         "MACs of the input, once on the host": f"{report.input_macs:,}",
         "MACs of the input, if at every step": f"{report.steps * report.input_macs:,}",
         "MACs of the ANN": f"{report.ann_macs:,}",
-        "activation sparsity": f"{report.activation_sparsity:.1%}",
+        "activation sparsity": "—" if report.activation_sparsity is None else f"{report.activation_sparsity:.1%}",
         "connection sparsity": f"{report.connection_sparsity:.1%}",
         "state of the neurons": f"{state:,} bytes",
         "footprint: weights once, and state": f"{report.footprint_bytes:,} bytes",
-        "energy, by Loihi 1's figures": f"{_joules(energy.low)} to {_joules(energy.high)} (see below)",
+        "energy, by Loihi 1's figures": f"{_joules(energy.low)} to {_joules(energy.high)} (see below)"
+        if energy
+        else "—",
     }
     for chip in CHIPS:
         shared, unshared = (-(-count // int(chip.cores.value)) for count in report.cores(chip.name))
@@ -67,6 +73,10 @@ def _network(report: LoihiReport) -> Table:
     for what, value in rows.items():
         result.add_row(what, value)
     return result
+
+
+def _mean(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.1f}"
 
 
 def _joules(energy: float) -> str:

@@ -30,8 +30,10 @@ INSTALL = (
 ONE_AT_A_TIME = threading.Lock()
 """Lava keeps its processes in global registers and forks: two runs in one program get in each other's way."""
 
-MOST_LANES = 32
-"""From here on a step of a large network takes longer in proportion to the lanes."""
+LANES = (32, 128)
+"""Images side by side in a large and in a small network; more take longer in proportion."""
+SMALL = 400_000
+"""Neurons of a network, times lanes, up to which Lava's cost for a step outweighs that of the neurons."""
 
 # For the time limit, per step, on a slow machine: a Process, a pair of channels in Conv, a multiplication.
 PROCESS_SECONDS, PAIR_SECONDS, PRODUCT_SECONDS = 1e-3, 3e-5, 5e-9
@@ -103,7 +105,7 @@ class LavaFixed(Lava):
       reset, so every image is a run of its own, its potential never falls, and residual joins still use our `Delay`.
     * ``inputs``: ``"currents"``, what the images give to the first neurons is computed on the host and injected as
       bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
-    * ``lanes``: how many images run side by side, with our own Processes only; by default up to 32.
+    * ``lanes``: how many images run side by side, with our own Processes only; by default 32 to 128, by the network's size.
     * ``time_limit``: as in `Lava`.
     """
 
