@@ -105,7 +105,8 @@ class LavaFixed(Lava):
       reset, so every image is a run of its own, its potential never falls, and residual joins still use our `Delay`.
     * ``inputs``: ``"currents"``, what the images give to the first neurons is computed on the host and injected as
       bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
-    * ``lanes``: how many images run side by side, with our own Processes only; by default 32 to 128, by the network's size.
+    * ``lanes``: how many images run side by side, with our own Processes only; by default 32, or up to 128 in
+      small networks.
     * ``time_limit``: as in `Lava`.
     """
 
@@ -248,7 +249,8 @@ def _lanes(network: LavaNetwork, images: int) -> int:
     """How many images to run side by side, as evenly as may be."""
     if network.parts.synapses == "stock":
         return 1
-    rounds = -(-images // MOST_LANES)
+    neurons = sum(int(np.prod(network.graph.shapes[name])) for name in network.graph.spiking)
+    rounds = -(-images // max(LANES[0], min(LANES[1], SMALL // neurons)))
     return -(-images // rounds)
 
 
