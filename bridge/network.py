@@ -183,7 +183,8 @@ class SpikingNetwork:
         limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
         exported = self._exported(backends)
         if not limits.keys() <= exported.keys():
-            raise InputError(f"images: {sorted(limits.keys() - exported.keys())} are not among the backends {[*exported]}")
+            wrong = sorted(limits.keys() - exported.keys())
+            raise InputError(f"images: {wrong} are not among the backends {[*exported]}")
         runners = {
             name: (_runner(backend, native, steps), limits.get(name), backend.available().versions)
             for name, (backend, native) in exported.items()
