@@ -2,14 +2,16 @@
 
 from bridge import loihi, zoo
 from bridge.adapters import register_activation, unregister_activation
+from bridge.agreement import Agreement
 from bridge.checkpoints import load_checkpoint
 from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
 from bridge.network import SpikingNetwork, convert, load
 from bridge.qcfs import QCFS
 from bridge.records import SpikeRecord
+from bridge.reduction import Reduction, reduce
 from bridge.replace import replace_activations
 from bridge.thresholds import fit_thresholds
-from bridge.validate import Agreement
+from bridge.tolerance import Tolerance, assert_agreement
 
 __all__ = [
     "QCFS",
@@ -19,14 +21,18 @@ __all__ = [
     "ConversionError",
     "GraphError",
     "InputError",
+    "Reduction",
     "SpikeRecord",
     "SpikingNetwork",
+    "Tolerance",
     "ValidationError",
+    "assert_agreement",
     "convert",
     "fit_thresholds",
     "load",
     "load_checkpoint",
     "loihi",
+    "reduce",
     "register_activation",
     "replace_activations",
     "unregister_activation",

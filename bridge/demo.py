@@ -18,7 +18,7 @@ from bridge.network import SpikingNetwork, convert
 from bridge.progress import progress
 from bridge.qcfs import QCFS
 from bridge.replace import replace_activations
-from bridge.report import table
+from bridge.report import html, table
 from bridge.report.plot import plot_rate_error
 
 LEVELS = STEPS = 8
@@ -137,6 +137,9 @@ def _compare(
     agreement = network.validate(x, STEPS, backends, labels=y, images=images)
     console.print(table(agreement))
     agreement.save(out / f"agreement{suffix}.json")
+    html.write(agreement, out / f"report{suffix}.html")
     plot_rate_error(agreement, out / f"rate_error{suffix}.png")
-    console.print(f"wrote {out / f'digits{suffix}.nir'}, agreement{suffix}.json, rate_error{suffix}.png")
+    console.print(
+        f"wrote {out / f'digits{suffix}.nir'}, agreement{suffix}.json, report{suffix}.html, rate_error{suffix}.png"
+    )
     return agreement.agreed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge import nir_graph, registry
+from bridge.agreement import Agreement
 from bridge.capture.torch_model import capture
 from bridge.errors import BackendError, ConversionError, GraphError, InputError
 from bridge.files import replacing
@@ -21,15 +25,19 @@ from bridge.graph import LayerGraph
 from bridge.passes import ann_on_pixels, fold_batch_norm, fold_thresholds, lower_concat, on_pixels, quantize, to_float32
 from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
+from bridge.recorded import Recorded
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
 from bridge.simulate.ops import tensor
-from bridge.validate import Agreement, Runner
+from bridge.validate import Batch, Contestant, Findings, Runner, compare
 from bridge.validate import validate as hold_against
 
 if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
     from exporters.base import Backend
 
+LOADED_IN = os.getpid()
+MEMORY = 2**29
+"""Bytes that the potentials of one batch may take when they are held against each other, roughly."""
 BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
 
@@ -159,6 +167,7 @@ class SpikingNetwork:
         *,
         labels: Tensor | NDArray[Any] | Sequence[int] | None = None,
         images: Mapping[str, int] | None = None,
+        executor: Executor | None = None,
     ) -> Agreement:
         """Run `x` on the reference and on every backend, and count what differs, per layer and time step.
 
@@ -169,6 +178,8 @@ class SpikingNetwork:
                 Default: all that are usable here and can run this network exactly.
             labels: true classes ``[B]``, for accuracies.
             images: by backend, run only that many of the images, the first ones; for slow backends.
+            executor: where to run batches, such as a `concurrent.futures.ProcessPoolExecutor` or dask's
+                ``client.get_executor()``. The result is the same to the last bit.
 
         Returns:
             The `bridge.Agreement`: print it with `bridge.report.table`, write it with ``save``.
@@ -181,22 +192,20 @@ class SpikingNetwork:
         x, steps = self._images(x), _whole(steps, "steps")
         truth = _labels(labels, len(x))
         limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
-        exported = self._exported(backends)
-        if not limits.keys() <= exported.keys():
-            wrong = sorted(limits.keys() - exported.keys())
-            raise InputError(f"images: {wrong} are not among the backends {[*exported]}")
-        runners = {
-            name: (_runner(backend, native, steps), limits.get(name), backend.available().versions)
-            for name, (backend, native) in exported.items()
-        }
-        starts = range(0, len(x), BATCH)
+        native = self._exported(backends)
+        if not limits.keys() <= native.keys():
+            raise InputError(f"images: {sorted(limits.keys() - native.keys())} are not among the backends {[*native]}")
+        contest = Contest(self.graph, self.ann, steps, {n: backend for n, (backend, _) in native.items()}, limits)
+        contest.own.native = {name: model for name, (_, model) in native.items()}
+        size = _batch(self.graph, steps)
 
-        def batches() -> Iterator[tuple[Tensor, NDArray[np.integer] | None]]:
-            for start in progress(starts, ", ".join(("reference", *runners))):
-                part = slice(start, start + BATCH)
-                yield x[part], None if truth is None else truth[part]
+        def batches() -> Iterator[Batch]:
+            for start in progress(range(0, len(x), size), ", ".join(("reference", *native))):
+                part = slice(start, start + size)
+                yield Batch(start, x[part], None if truth is None else truth[part])
 
-        return hold_against(self.graph, self.ann, batches(), steps, runners)
+        versions = {name: backend.available().versions for name, (backend, _) in native.items()}
+        return hold_against(self.graph, self.ann, batches(), steps, contest, versions, executor)
 
     def _exported(self, wanted: Sequence[str | Backend] | None) -> dict[str, tuple[Backend, Any]]:
         """The backends asked for, or all that are usable and take this network, by name, and their native models."""
@@ -286,11 +295,49 @@ def load(path: str | Path) -> SpikingNetwork:
     return SpikingNetwork(graph)
 
 
+@dataclass(eq=False)
+class Contest:
+    """Measures batches: what `bridge.validate.compare` needs. Other threads and processes export their own models."""
+
+    graph: LayerGraph
+    ann: LayerGraph | None
+    steps: int
+    backends: dict[str, Backend]
+    limits: dict[str, int]
+    own: threading.local = field(default_factory=threading.local)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, own=threading.local())
+        if os.getpid() != LOADED_IN:
+            torch.set_num_threads(1)  # a forked child lacks the threads that torch may have started: it would wait
+
+    def __call__(self, batch: Batch) -> Findings:
+        if not hasattr(self.own, "native"):
+            graph = nir_graph.to_nir(self.graph)
+            self.own.native = {name: backend.export(graph) for name, backend in self.backends.items()}
+        contestants = {
+            name: Contestant(_runner(backend, self.own.native[name], self.steps), self.limits.get(name))
+            for name, backend in self.backends.items()
+        }
+        return compare(batch, self.graph, self.ann, self.steps, contestants)
+
+
 def _runner(backend: Backend, native: Any, steps: int) -> Runner:
-    def run(batch: Tensor, membranes: bool) -> SpikeRecord:
-        return backend.run(native, batch.numpy(), steps, membranes=membranes)
+    def run(x: Tensor, start: int, membranes: bool) -> SpikeRecord | None:
+        if isinstance(backend, Recorded):
+            return backend.run_from(native, start, len(x), steps, membranes=membranes)
+        return backend.run(native, x.numpy(), steps, membranes=membranes)
 
     return run
+
+
+def _batch(graph: LayerGraph, steps: int) -> int:
+    """Images that are validated together: as many as `BATCH`, fewer where their potentials would take much memory."""
+    neurons = sum(int(np.prod(graph.shapes[name])) for name in graph.spiking)
+    return max(1, min(BATCH, MEMORY // (8 * steps * neurons)))
 
 
 def _whole(value: int, what: str) -> int:

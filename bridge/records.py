@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.errors import ValidationError
+from bridge.errors import InputError, ValidationError
+from bridge.files import replacing
 from bridge.graph import Shape
 
 Spikes = NDArray[np.bool_]
+
+FORMAT = 1
+"""Of a saved record; it changes when a reader of an older one would misunderstand it."""
+LARGEST_RATIO = 1100
+"""More than deflate can shrink anything (1032 times): a file that declares more holds less than it says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +66,70 @@ class SpikeRecord:
     def outputs(self) -> NDArray[np.float32]:
         """The network's output after each step: the mean of the readout over steps 1..t, ``[T, B, ...]``."""
         return running_mean(self.readout)
+
+    def window(self, start: int, stop: int, steps: int) -> SpikeRecord:
+        """Images `start` to `stop` − 1 at time steps 1 to `steps`; the arrays are views of this record's.
+
+        Raises `InputError` if this record lacks any of them.
+        """
+        if not 0 <= start < stop <= self.images or not 1 <= steps <= self.steps:
+            raise InputError(
+                f"{self.backend}: asked for images {start} to {stop - 1} at time steps 1 to {steps}, but the record "
+                f"holds images 0 to {self.images - 1} at time steps 1 to {self.steps}"
+            )
+        part = (slice(0, steps), slice(start, stop))
+        return SpikeRecord(
+            backend=self.backend,
+            shapes=self.shapes,
+            packed={name: bits[part] for name, bits in self.packed.items()},
+            readout=self.readout[part],
+            membranes={name: values[part] for name, values in self.membranes.items()},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to `path`, whole or not at all: numpy's compressed ``.npz``, spikes bit-packed.
+
+        ``header`` is JSON: format, backend, and each layer's name and shape and whether it has membranes; ``spikes.i``
+        and ``membranes.i`` are the arrays of layer i in that list, ``readout`` is the readout. Raises `InputError` if
+        `path` cannot be written, or the record's arrays are not as described above.
+        """
+        _check(self, str(path))
+        layers = [
+            {"name": name, "shape": [int(size) for size in self.shapes[name]], "membranes": name in self.membranes}
+            for name in self.packed
+        ]
+        arrays: dict[str, NDArray[Any]] = {
+            "header": np.array(json.dumps({"format": FORMAT, "backend": self.backend, "layers": layers})),
+            "readout": self.readout,
+        }
+        for number, name in enumerate(self.packed):
+            arrays[f"spikes.{number}"] = self.packed[name]
+            if name in self.membranes:
+                arrays[f"membranes.{number}"] = self.membranes[name]
+        with replacing(path) as temporary, temporary.open("wb") as file:  # given a path, savez would add a suffix
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    @staticmethod
+    def load(path: str | Path) -> SpikeRecord:
+        """What `save` wrote to `path`. Nothing is unpickled, and no array is made that the file is too small to hold.
+
+        Raises `InputError` if there is no such file, or it is damaged or holds something else.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"expected the path of a saved record, got {path!r}")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                record = _read(archive, Path(path).stat().st_size)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except Exception as error:  # zipfile, zlib, json and numpy raise whatever a damaged file leads them to
+            raise InputError(
+                f"{path}: damaged, or no spike record; SpikeRecord.save writes one ({type(error).__name__}: {error})"
+            ) from error
+        _check(record, str(path))
+        return record
 
     @staticmethod
     def concatenate(records: Sequence[SpikeRecord]) -> SpikeRecord:
@@ -110,3 +186,76 @@ def running_mean(values: NDArray[np.generic]) -> NDArray[np.float32]:
     """Mean over steps 1..t for every t, along the first axis, summed in float64."""
     steps = np.arange(1, len(values) + 1, dtype=np.float64).reshape(-1, *[1] * (values.ndim - 1))
     return (np.cumsum(values, axis=0, dtype=np.float64) / steps).astype(np.float32)
+
+
+def _read(archive: zipfile.ZipFile, size: int) -> SpikeRecord:
+    """The record in `archive`, a file of `size` bytes."""
+    if sum(member.compress_size for member in archive.infolist()) > size:
+        raise InputError(f"damaged: its parts take more than the {size} bytes there are")
+    header = json.loads(str(_array(archive, "header")))
+    if header["format"] != FORMAT:
+        raise InputError(f"written as format {header['format']!r}, this version reads {FORMAT}")
+    names = [layer["name"] for layer in header["layers"]]
+    if len(set(names)) != len(names):
+        raise InputError("damaged: two layers have one name")
+    return SpikeRecord(
+        backend=header["backend"],
+        shapes={layer["name"]: tuple(layer["shape"]) for layer in header["layers"]},
+        packed={name: _array(archive, f"spikes.{number}") for number, name in enumerate(names)},
+        readout=_array(archive, "readout"),
+        membranes={
+            layer["name"]: _array(archive, f"membranes.{number}")
+            for number, layer in enumerate(header["layers"])
+            if layer["membranes"]
+        },
+    )
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """The array `name`, made only once the sizes that are declared for it fit each other and the file."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+            raise InputError(f"{name}: not an array as SpikeRecord.save writes them")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+        declared, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if declared != held or member.file_size > LARGEST_RATIO * member.compress_size:
+            raise InputError(
+                f"{name}: declares {list(shape)} of {dtype}, {declared} bytes; the file holds {held}, "
+                f"compressed to {member.compress_size}"
+            )
+        file.seek(0)
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))  # type: ignore[no-untyped-call]
+
+
+def _check(record: SpikeRecord, source: str) -> None:
+    """Raise `InputError`, beginning with `source`, unless all is as `SpikeRecord` describes it."""
+    if not isinstance(record.backend, str) or not all(isinstance(name, str) for name in record.shapes):
+        raise InputError(f"{source}: names of the backend and the layers must be text")
+    readout = record.readout
+    if readout.dtype != np.float32 or readout.ndim < 2 or 0 in readout.shape:
+        raise InputError(f"{source}: expected a readout [T, B, ...] of float32, got {readout.dtype} {readout.shape}")
+    if not record.packed or set(record.packed) != set(record.shapes) or not set(record.membranes) <= set(record.packed):
+        raise InputError(
+            f"{source}: the same layers, at least one, must have shapes {[*record.shapes]} and spikes "
+            f"{[*record.packed]}, and those with membranes {[*record.membranes]} must be among them"
+        )
+    for name, bits in record.packed.items():
+        shape = record.shapes[name]
+        if not shape or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+            raise InputError(f"{source}: layer {name!r} has the shape {shape}; expected whole numbers above 0")
+        neurons = math.prod(map(int, shape))
+        expected = (*readout.shape[:2], (neurons + 7) // 8)
+        if bits.dtype != np.uint8 or bits.shape != expected:
+            raise InputError(
+                f"{source}: layer {name!r} of {neurons} neurons: expected packed spikes [T, B, bytes] of uint8 "
+                f"{expected}, got {bits.dtype} {bits.shape}"
+            )
+        if neurons % 8 and bool((bits[..., -1] & (0xFF >> neurons % 8)).any()):
+            raise InputError(f"{source}: layer {name!r} has {neurons} neurons, and spikes of more")
+        membrane = record.membranes.get(name)
+        if membrane is not None and (membrane.dtype.kind != "f" or membrane.shape != (*readout.shape[:2], *shape)):
+            raise InputError(
+                f"{source}: layer {name!r}: expected membranes of floats {(*readout.shape[:2], *shape)}, "
+                f"got {membrane.dtype} {membrane.shape}"
+            )

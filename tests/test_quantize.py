@@ -190,7 +190,7 @@ def test_images_of_eight_bits_are_found_again():
         agreement = whole.validate(pixels, 4, ["spikingjelly"])
         assert agreement.backends["spikingjelly"].top1_ann is not None
         expected = model(x).argmax(1).numpy()
-        got = bridge.simulate.activations(whole.ann, pixels)[1].argmax(1).numpy()
+        got = bridge.simulate.activations(whole.ann, pixels)[2].argmax(1).numpy()
         assert np.array_equal(got, expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import networks
 import numpy as np
@@ -20,7 +21,7 @@ from bridge import BackendError, InputError, ValidationError
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
 from bridge.simulate import simulate
-from bridge.validate import validate
+from bridge.validate import Batch, Contestant, compare, validate
 
 STEPS = 6
 
@@ -35,7 +36,9 @@ def case():
 
 def check(network, x, run):
     """The agreement of one runner, on one batch."""
-    agreement = validate(network.graph, network.ann, [(x, None)], STEPS, {"other": (run, None, {})})
+    contestants = {"other": Contestant(lambda x, start, membranes: run(x, membranes))}
+    measure = partial(compare, graph=network.graph, ann=network.ann, steps=STEPS, contestants=contestants)
+    agreement = validate(network.graph, network.ann, [Batch(0, x, None)], STEPS, measure, {"other": {}})
     return agreement.backends["other"]
 
 
@@ -299,7 +302,7 @@ def test_a_record_without_the_membranes_asked_for(case):
 def test_no_data_is_an_error(case):
     _, network, _ = case
     with pytest.raises(ValidationError, match="no image"):
-        validate(network.graph, network.ann, [], STEPS, {})
+        validate(network.graph, network.ann, [], STEPS, partial(compare, contestants={}), {})
 
 
 def test_batches_give_what_one_image_at_a_time_gives():

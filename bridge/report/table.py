@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from bridge.validate import Agreement, BackendAgreement
+from bridge.agreement import Agreement, BackendAgreement
 
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""

@@ -10,16 +10,17 @@ from bridge.simulate.ops import channels, evaluate
 
 
 @torch.inference_mode()
-def activations(graph: LayerGraph, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Normalised activations ``a/λ`` of every QCFS layer and the output of the ANN `graph`, for `x` ``[B, *input]``.
+def activations(graph: LayerGraph, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What every QCFS layer of the ANN `graph` says and hears, and the output, for `x` ``[B, *input]``.
 
     Returns:
-        Per QCFS layer its ``a/λ`` in [0, 1], ``[B, *shape]``, by name; and the output ``[B, ...]``.
+        By QCFS layer its ``a/λ`` in [0, 1], ``[B, *shape]``; likewise its input z; and the output ``[B, ...]``.
     """
     values: dict[str, Tensor] = {graph.input.name: x}
-    normalised = {}
+    normalised, drives = {}, {}
     for layer in graph.layers[1:]:
         value = values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
         if isinstance(layer, ClipFloorShift):
             normalised[layer.name] = value / channels(layer.threshold, value)
-    return normalised, values[graph.output.name]
+            drives[layer.name] = values[layer.inputs[0]]
+    return normalised, drives, values[graph.output.name]

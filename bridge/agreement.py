@@ -1,0 +1,198 @@
+"""The outcome of a validation, as plain data: what is in ``agreement.json`` and in the reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import InputError
+from bridge.files import replacing
+
+FORMAT = 2
+"""Of ``agreement.json``; it changes when a reader of an older one would misunderstand it."""
+
+PARTS = ("inherited", "clipping", "quantisation", "unevenness")
+"""The parts of the rate error (`bridge.error_parts`), in the order in which they are stacked."""
+
+Layers = dict[str, list[float]]
+"""By layer: a number for each of the time steps 1..T."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A spike that is wrong by itself: given what the neuron heard, and fired before, the reference decides otherwise.
+
+    Membranes are the potentials u after integration, before reset, which fire at ``level``; ``exact_membrane`` is the
+    same in float64. ``rounding`` is how far float32 can err here (`bridge.divergence.SLACK` times the reference's own
+    largest error in this layer). It is a *tie* if the backend's potential lies that close to the exact one and fired
+    as it says: then the two potentials lie on different sides of the level for no other reason than rounding.
+    """
+
+    layer: str
+    step: int
+    image: int
+    neuron: tuple[int, ...]
+    reference_membrane: float
+    backend_membrane: float | None
+    exact_membrane: float
+    level: float
+    rounding: float
+    tie: bool
+
+
+@dataclass(frozen=True, eq=False)
+class BackendAgreement:
+    """One backend's agreement over ``images`` images. Lists run over the time steps 1..T.
+
+    Against the reference: ``differing``, spikes that differ, by layer; ``top1_reference``, share of images whose
+    largest output is the reference's; ``first``, the first step and the first layer in it where a spike differs, with
+    the divergence that began it where there is one; ``divergences``, the spikes that are wrong by themselves (of
+    each layer at most `bridge.tally.LISTED`), ``ties`` of them all, and ``unexplained``, those that are not ties;
+    ``readout_error``, the largest difference between the readout and what the reference makes of the same spikes, and
+    ``readouts_wrong``, the readouts (images × steps) that differ by more than rounding.
+
+    Against the ANN, None if it is not known, over a layer's neurons and all images: ``rate_error`` and
+    ``rate_error_max``, mean and largest ``|φ(t) − a/λ|``; ``cosine`` of all φ(t) and all a/λ; ``within``, the share of
+    neurons with ``|φ(t) − a/λ| ≤ 1/t``; ``top1_ann``. ``accuracy``: against the labels, None without.
+    """
+
+    images: int
+    versions: Mapping[str, str]
+    differing: dict[str, list[int]]
+    rate_error: Layers | None
+    rate_error_max: Layers | None
+    cosine: Layers | None
+    within: Layers | None
+    top1_reference: list[float]
+    top1_ann: list[float] | None
+    accuracy: list[float] | None
+    divergences: list[Divergence] = field(default_factory=list)
+    ties: int = 0
+    unexplained: int = 0
+    readout_error: float = 0.0
+    readouts_wrong: int = 0
+
+    @property
+    def total_differing(self) -> int:
+        return sum(sum(row) for row in self.differing.values())
+
+    @property
+    def first(self) -> tuple[int, str] | None:
+        """The first step at which a spike differs from the reference, and the first layer that does in it."""
+        found = [
+            (step, place, layer)
+            for place, (layer, counts) in enumerate(self.differing.items())
+            for step, count in enumerate(counts, start=1)
+            if count
+        ]
+        step, _, layer = min(found, default=(0, 0, ""))
+        return (step, layer) if found else None
+
+    @property
+    def agreed(self) -> bool:
+        """Every spike is the reference's, but for those that follow from a tie, and so is every readout."""
+        return self.images > 0 and self.unexplained == 0 and self.readouts_wrong == 0
+
+
+@dataclass(frozen=True, eq=False)
+class RateError:
+    """Where the reference's rate error comes from, by layer and time step (`bridge.error_parts`).
+
+    ``parts``: by name of `PARTS`, what each contributes to the mean ``|φ(t) − a/λ|``; they add up to it. ``isolated``:
+    that mean for the layer by itself, driven by the ANN's own activations: what it causes. The rest it inherits.
+    """
+
+    parts: dict[str, Layers]
+    isolated: Layers
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """The outcome of `bridge.SpikingNetwork.validate`.
+
+    ``neurons``: by spiking layer, in order. ``reference`` is the reference simulator held against the ANN;
+    ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
+    by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN.
+    ``samples`` holds some neurons and images for the report's pictures (`bridge.samples`), ``environment`` what it was
+    run on.
+    """
+
+    steps: int
+    neurons: dict[str, int]
+    ann_accuracy: float | None
+    reference: BackendAgreement
+    backends: dict[str, BackendAgreement]
+    between: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    rate_error: RateError | None = None
+    samples: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether there is a backend and every one agreed."""
+        return bool(self.backends) and all(backend.agreed for backend in self.backends.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, as `save` writes them."""
+        backends = {
+            name: {
+                **asdict(backend),
+                "total_differing": backend.total_differing,
+                "first": backend.first,
+                "agreed": backend.agreed,
+            }
+            for name, backend in {"reference": self.reference, **self.backends}.items()
+        }
+        return {
+            "format": FORMAT,
+            "agreed": self.agreed,
+            "steps": self.steps,
+            "neurons": self.neurons,
+            "ann_accuracy": self.ann_accuracy,
+            "reference": backends.pop("reference"),
+            "backends": backends,
+            "between": self.between,
+            "rate_error": None if self.rate_error is None else asdict(self.rate_error),
+            "samples": self.samples,
+            "environment": self.environment,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the agreement as JSON, whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Agreement:
+        """What `save` wrote to `path`. Raises `InputError` if there is no such file, or it holds something else."""
+        try:
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(saved, dict):
+                raise InputError(f"{path}: expected the object that Agreement.save writes, got {type(saved).__name__}")
+            if saved["format"] != FORMAT:
+                raise InputError(f"{path}: written as format {saved['format']}, this version reads {FORMAT}")
+            return Agreement(
+                steps=saved["steps"],
+                neurons=saved["neurons"],
+                ann_accuracy=saved["ann_accuracy"],
+                reference=_backend(saved["reference"]),
+                backends={name: _backend(backend) for name, backend in saved["backends"].items()},
+                between=saved["between"],
+                rate_error=None if saved["rate_error"] is None else RateError(**saved["rate_error"]),
+                samples=saved["samples"],
+                environment=saved["environment"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: no agreement can be read from it ({type(error).__name__}: {error})") from error
+
+
+def _backend(saved: dict[str, Any]) -> BackendAgreement:
+    derived = ("total_differing", "first", "agreed")
+    values = {name: value for name, value in saved.items() if name not in derived}
+    found = [Divergence(**{**one, "neuron": tuple(one["neuron"])}) for one in values.pop("divergences")]
+    return BackendAgreement(**values, divergences=found)

@@ -1,0 +1,42 @@
+"""A few neurons and images kept for pictures: activation against rate, and rasters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.records import SpikeRecord
+
+POINTS = 400
+"""Neurons (of any image) in a layer's scatter plot."""
+IMAGES, NEURONS = 4, 64
+"""Images that have a raster, and neurons in each layer's."""
+
+
+def samples(record: SpikeRecord, activations: Mapping[str, NDArray[np.float32]] | None) -> dict[str, Any]:
+    """Of the first batch, whose reference is `record`: by layer, evenly spread over its neurons,
+
+    * ``scatter``: a/λ and φ(T) of some neurons, pairs;
+    * ``raster``: by image, by neuron, the steps at which it fired; ``neurons`` are their numbers in C order.
+    """
+    result: dict[str, Any] = {"scatter": {}, "raster": {}, "neurons": {}}
+    for name in record.layers:
+        spikes = record.spikes(name)[:, :IMAGES].reshape(record.steps, min(IMAGES, record.images), -1)
+        chosen = _spread(spikes.shape[-1], NEURONS)
+        result["neurons"][name] = chosen.tolist()
+        result["raster"][name] = [
+            [(np.flatnonzero(spikes[:, image, neuron]) + 1).tolist() for neuron in chosen]
+            for image in range(spikes.shape[1])
+        ]
+        if activations is not None:
+            target, rate = activations[name].ravel(), record.rates(name)[-1].ravel()
+            some = _spread(target.size, POINTS)
+            result["scatter"][name] = np.stack([target[some], rate[some]], axis=1).round(6).tolist()
+    return result
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.integer]:
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))

@@ -1,0 +1,123 @@
+"""What the command line takes: networks from files or Python, images from arrays or folders."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bridge.errors import BridgeError, InputError
+from bridge.network import SpikingNetwork, convert, load
+
+ARRAYS = (".npy", ".npz")
+PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def network(source: str, images: Tensor | None = None) -> SpikingNetwork:
+    """The network of a ``.nir`` file, of an ``.onnx`` file, or of ``module:function``, which returns a torch model.
+
+    A function may also return a `SpikingNetwork`. A torch model needs `images` to be converted with.
+
+    Raises:
+        InputError: `source` is none of these, or the function failed.
+        GraphError, ConversionError: as `bridge.load` and `bridge.convert`.
+    """
+    suffix = Path(source).suffix.lower()
+    if suffix == ".nir":
+        return load(source)
+    if suffix == ".onnx":
+        return convert(source)
+    module, colon, name = source.partition(":")
+    if not colon or not module or not name:
+        raise InputError(f"{source}: expected a .nir file, an .onnx file, or module:function, which returns a model")
+    model = _made_by(module, name)
+    if isinstance(model, SpikingNetwork):
+        return model
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{source}: expected a torch.nn.Module or a SpikingNetwork back, got {type(model).__name__}")
+    if images is None:
+        raise InputError(f"{source}: a torch model is converted with example images: give them with --images")
+    return convert(model, images[:1])
+
+
+def _made_by(module: str, name: str) -> object:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as ``python -m`` does
+    try:
+        function = getattr(importlib.import_module(module), name)
+        return function() if callable(function) and not isinstance(function, nn.Module) else function
+    except BridgeError:
+        raise
+    except Exception as error:
+        raise InputError(f"{module}:{name}: cannot be called: {type(error).__name__}: {error}") from error
+
+
+def images(source: Path, key: str | None = None) -> Tensor:
+    """The images in a ``.npy`` file ``[B, ...]``, an ``.npz`` file, or a folder of pictures, float32.
+
+    Of an ``.npz``, the array called `key`, or the only one. Pictures are read in the order of their names, as
+    ``[B, C, H, W]`` with values 0…1 (C = 1 or 3); all must have one size. Python objects are never read.
+
+    Raises:
+        InputError: there is no such file, it holds no such array, pictures differ in size, or Pillow is not installed.
+    """
+    array = _pictures(source) if source.is_dir() else _array(source, key)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{source}: expected numbers, got {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def labels(source: Path, key: str | None = None) -> NDArray[np.integer]:
+    """The true classes ``[B]`` in a ``.npy`` or ``.npz`` file. Raises `InputError` as `images`."""
+    array = _array(source, key)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{source}: expected whole numbers [B], one class an image, got {array.dtype} {array.shape}")
+    return array.astype(np.int64)
+
+
+def _array(source: Path, key: str | None) -> NDArray[np.generic]:
+    if source.suffix.lower() not in ARRAYS:
+        raise InputError(f"{source}: expected a .npy or .npz file, or a folder of pictures")
+    try:
+        found = np.load(source, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            names = list(found)
+            if key is None and len(names) != 1:
+                raise InputError(f"{source}: holds the arrays {names}; say which, as {source}:name")
+            if key is not None and key not in names:
+                raise InputError(f"{source}: holds the arrays {names}, none called {key!r}")
+            array: NDArray[np.generic] = found[key or names[0]]
+            return array
+    except InputError:
+        raise
+    except Exception as error:  # numpy raises whatever a damaged file leads to
+        raise InputError(f"{source}: no array can be read from it ({type(error).__name__}: {error})") from error
+
+
+def _pictures(folder: Path) -> NDArray[np.float32]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError(f'{folder}: reading pictures needs Pillow: pip install "pillow>=10"') from error
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
+    arrays: list[NDArray[np.float32]] = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                grey = picture.mode in ("1", "L", "I;16", "I", "F")
+                pixels = np.asarray(picture.convert("L" if grey else "RGB"), np.float32) / np.float32(255)
+        except OSError as error:
+            raise InputError(f"{path}: no picture can be read from it: {error}") from error
+        arrays.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
+        if arrays[-1].shape != arrays[0].shape:
+            raise InputError(f"{path}: is {arrays[-1].shape} [C, H, W], {paths[0].name} is {arrays[0].shape}")
+    return np.stack(arrays)
