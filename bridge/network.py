@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from bridge.recorded import Recorded
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
 from bridge.simulate.ops import tensor
-from bridge.validate import Batch, Contestant, Findings, Runner, compare
+from bridge.validate import REFERENCE, Batch, Contestant, Findings, Runner, compare
 from bridge.validate import validate as hold_against
 
 if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
@@ -211,8 +212,12 @@ class SpikingNetwork:
         """The backends asked for, or all that are usable and take this network, by name, and their native models."""
         graph = self.to_nir()
         if wanted is not None:
-            names = [wanted] if isinstance(wanted, str) else wanted
-            return {backend.name: (backend, backend.export(graph)) for backend in map(registry.usable, names)}
+            chosen = [registry.usable(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
+            counts = Counter([REFERENCE, *(backend.name for backend in chosen)])
+            twice = [name for name, count in counts.items() if count > 1]
+            if twice:
+                raise InputError(f"backends: {twice} would each name more than one; give it a name of its own")
+            return {backend.name: (backend, backend.export(graph)) for backend in chosen}
         result: dict[str, tuple[Backend, Any]] = {}
         reasons = []
         for backend in map(registry.get, registry.names()):

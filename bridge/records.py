@@ -158,8 +158,15 @@ class Recorder:
         self._readout: list[NDArray[np.float32]] = []
 
     def spikes(self, layer: str, spikes: NDArray[np.generic], membrane: NDArray[np.floating] | None = None) -> None:
-        """Add one step of `layer`: spikes 0/1 ``[B, *shape]``, and the potential before reset if it is to be kept."""
+        """Add one step of `layer`: spikes 0/1 ``[B, *shape]``, and the potential before reset if it is to be kept.
+
+        Raises `ValidationError` for other values: what would be recorded is not what the next layer hears.
+        """
         fired = spikes != 0
+        if not np.array_equal(spikes == 1, fired):
+            worst = spikes[fired & (spikes != 1)].flat[0]
+            step = len(self._packed[layer]) + 1
+            raise ValidationError(f"{self.backend}: layer {layer!r} says {worst} at step {step}; a spike is 0 or 1")
         self._packed[layer].append(np.packbits(fired.reshape(len(fired), -1), axis=-1))
         if membrane is not None:
             self._membranes.setdefault(layer, []).append(membrane)

@@ -156,12 +156,6 @@ def potential_clipped_below(native):
     native.layer_4.state_quant = lambda potential: potential.clamp(min=-1.0)
 
 
-@fault("cnn", "snntorch", "layer_8", readout=True, images=60)
-def several_spikes_a_step(native):
-    """Of the last layer: a record cannot say what others would hear."""
-    native.layer_8.fire = lambda potential: (potential + 0.5).floor().clamp(min=0)
-
-
 @fault("cnn", "spikingjelly", "layer_4", step=2)
 def never_twice_in_a_row(native):
     clock, last = clock_of(native), []

@@ -89,6 +89,15 @@ def test_backends_against_each_other_and_what_comes_first(case):
     assert {d.layer for d in agreement.backends["late"].divergences} == {"layer_8"}
 
 
+def test_no_backend_takes_another_ones_name(case):
+    """Or the later of the two would silently stand for both."""
+    _, network, x = case
+    for name in ("snntorch", "reference"):
+        wrong = Altered(name, "layer_4", [(2, 3)])
+        with pytest.raises(InputError, match=f"'{name}'.* a name of its own"):
+            network.validate(x, STEPS, [wrong, "snntorch"])
+
+
 def test_what_was_saved_is_read_again(case, tmp_path):
     _, network, x = case
     agreement = network.validate(x, STEPS, ["snntorch", Altered("late", "layer_8", [(4, 0)])], labels=[0] * len(x))

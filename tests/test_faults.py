@@ -91,3 +91,22 @@ def test_without_a_fault_there_is_nothing_to_find(control):
 def test_the_catalogue():
     names = [fault.name for fault in FAULTS]
     assert len(names) == len(set(names)) >= 25
+
+
+@pytest.mark.parametrize("value", ["several", "nan"])
+def test_what_is_no_spike_is_not_recorded_as_one(value):
+    """The next layer hears more than a record can say: it would be blamed for what it only heard."""
+
+    def several(native):
+        def fire(potential):
+            found = (potential + 0.5).floor().clamp(min=0)
+            return found if value == "several" else torch.where(found > 1, torch.nan, found)
+
+        native.layer_4.fire = fire
+
+    network, x = example("cnn", 10)
+    fault = Fault("no spike", "cnn", "snntorch", ("layer_4",), several)
+    with pytest.raises(
+        bridge.ValidationError, match=r"'layer_4' says (\d\.0|nan) at step \d; a spike is 0 or 1"
+    ):
+        network.validate(x, STEPS, [Faulty(fault)])
