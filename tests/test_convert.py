@@ -51,7 +51,7 @@ def test_ann_activations_are_the_models_own(name):
             module.register_forward_hook(lambda module, _, out: seen.append(out / bridge_channels(module, out)))
     with torch.no_grad():
         output = model.eval()(x)
-    normalised, got = activations(network.ann, x)
+    normalised, _, got = activations(network.ann, x)
     assert torch.equal(got, output)
     assert len(seen) == len(normalised)
     for expected, values in zip(seen, normalised.values(), strict=True):
