@@ -106,7 +106,5 @@ def test_what_is_no_spike_is_not_recorded_as_one(value):
 
     network, x = example("cnn", 10)
     fault = Fault("no spike", "cnn", "snntorch", ("layer_4",), several)
-    with pytest.raises(
-        bridge.ValidationError, match=r"'layer_4' says (\d\.0|nan) at step \d; a spike is 0 or 1"
-    ):
+    with pytest.raises(bridge.ValidationError, match=r"'layer_4' says (\d\.0|nan) at step \d; a spike is 0 or 1"):
         network.validate(x, STEPS, [Faulty(fault)])
