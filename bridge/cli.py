@@ -168,9 +168,8 @@ def compare(
         import numpy as np
 
         from bridge.errors import InputError
-        from bridge.records import SpikeRecord
+        from bridge.records import SpikeRecord, differing
         from bridge.report.differences import table
-        from bridge.validate import differing
 
         records = SpikeRecord.load(one), SpikeRecord.load(other)
         if records[0].images != records[1].images:

@@ -6,6 +6,7 @@ docstring. Nothing here computes; `bridge.simulate` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -323,6 +324,20 @@ class LayerGraph:
     def spiking(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order."""
         return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire))
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons the spiking layers have together."""
+        return sum(math.prod(self.shapes[name]) for name in self.spiking)
+
+    @cached_property
+    def constant(self) -> frozenset[str]:
+        """Layers that the images reach without passing a neuron, and no spike does: the same at every time step."""
+        names = {self.input.name}
+        for layer in self.layers[1:]:
+            if not isinstance(layer, IntegrateFire) and names.issuperset(layer.inputs):
+                names.add(layer.name)
+        return frozenset(names)
 
     @cached_property
     def integer(self) -> bool:

@@ -26,6 +26,7 @@ from bridge.graph import LayerGraph
 from bridge.passes import ann_on_pixels, fold_batch_norm, fold_thresholds, lower_concat, on_pixels, quantize, to_float32
 from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
+from bridge.ranges import LARGEST_PIXEL
 from bridge.recorded import Recorded
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
@@ -57,12 +58,11 @@ class SpikingNetwork:
         self.grid = grid
 
     def __repr__(self) -> str:
-        neurons = sum(int(np.prod(self.graph.shapes[name])) for name in self.graph.spiking)
         shapes = self.graph.shapes
         kind = "whole numbers, " if self.graph.integer else ""
         return (
             f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
-            f"{len(self.graph.spiking)} spiking layers, {neurons} neurons)"
+            f"{len(self.graph.spiking)} spiking layers, {self.graph.neurons} neurons)"
         )
 
     @property
@@ -251,10 +251,11 @@ class SpikingNetwork:
             )
         if not bool(x.isfinite().all()):
             raise InputError(f"{what}: holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
-        if self.graph.integer and as_pixels and not bool(((x == x.round()) & (x >= 0) & (x <= 255)).all()):
+        if self.graph.integer and as_pixels and not bool(((x == x.round()) & (x >= 0) & (x <= LARGEST_PIXEL)).all()):
             raise InputError(
-                f"{what}: this network is in whole numbers and takes pixels, whole from 0 to 255; got values from "
-                f"{float(x.min()):.6g} to {float(x.max()):.6g}. network.pixels(x) makes pixels of the ANN's input"
+                f"{what}: this network is in whole numbers and takes pixels, whole from 0 to {LARGEST_PIXEL}; got "
+                f"values from {float(x.min()):.6g} to {float(x.max()):.6g}. network.pixels(x) makes pixels of the "
+                "ANN's input"
             )
         return x
 
@@ -341,8 +342,7 @@ def _runner(backend: Backend, native: Any, steps: int) -> Runner:
 
 def _batch(graph: LayerGraph, steps: int) -> int:
     """Images that are validated together: as many as `BATCH`, fewer where their potentials would take much memory."""
-    neurons = sum(int(np.prod(graph.shapes[name])) for name in graph.spiking)
-    return max(1, min(BATCH, MEMORY // (8 * steps * neurons)))
+    return max(1, min(BATCH, MEMORY // (8 * steps * graph.neurons)))
 
 
 def _whole(value: int, what: str) -> int:

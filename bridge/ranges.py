@@ -72,14 +72,16 @@ def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Ra
         case Affine():
             return _affine(layer, inputs[0])
         case Scale(scale=scale):
-            ends = np.stack([scale * inputs[0].low, scale * inputs[0].high]).astype(np.float64)
-            return _exact(ends.min(axis=0), ends.max(axis=0))
+            two = np.stack([scale * inputs[0].low, scale * inputs[0].high]).astype(np.float64)
+            return _exact(two.min(axis=0), two.max(axis=0))
         case AvgPool2d(kernel=kernel):
             window = np.prod(kernel) if isinstance(layer, SumPool2d) else 1.0
             padded = _with_zero(inputs[0], layer.padding)
             return _exact(padded.low * window, padded.high * window)
         case Flatten():
-            return Range(*(np.repeat(ends, channels // len(ends)) for ends in _ends(inputs[0])))
+            given = inputs[0]
+            ends = (given.low, given.high, given.partial)
+            return Range(*(np.repeat(end, channels // len(end)) for end in ends))
     raise NotImplementedError(f"no range for a {type(layer).__name__}")
 
 
@@ -109,7 +111,3 @@ def _with_zero(given: Range, padding: object) -> Range:
 
 def _exact(low: NDArray[np.float64], high: NDArray[np.float64]) -> Range:
     return Range(low, high, np.maximum(np.abs(low), np.abs(high)))
-
-
-def _ends(given: Range) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    return given.low, given.high, given.partial

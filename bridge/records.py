@@ -189,6 +189,25 @@ class Recorder:
         )
 
 
+def differing(one: SpikeRecord, other: SpikeRecord) -> dict[str, NDArray[np.int64]]:
+    """By layer, spikes of two records of one network that differ at each step, over the images that both have.
+
+    Raises `ValidationError` if their layers or numbers of steps differ.
+    """
+    if dict(one.shapes) != dict(other.shapes) or one.steps != other.steps:
+        raise ValidationError(
+            f"these records cannot be compared: {one.backend} has {one.steps} steps of {dict(one.shapes)}, "
+            f"{other.backend} {other.steps} of {dict(other.shapes)}"
+        )
+    images = min(one.images, other.images)
+    result = {}
+    for name, bits in one.packed.items():
+        unlike = bits[:, :images] ^ other.packed[name][:, :images]
+        neurons = np.unpackbits(unlike, axis=-1, count=int(np.prod(one.shapes[name])))
+        result[name] = neurons.sum(axis=(1, 2), dtype=np.int64)
+    return result
+
+
 def running_mean(values: NDArray[np.generic]) -> NDArray[np.float32]:
     """Mean over steps 1..t for every t, along the first axis, summed in float64."""
     steps = np.arange(1, len(values) + 1, dtype=np.float64).reshape(-1, *[1] * (values.ndim - 1))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.divergence import SLACK, Replay
 from bridge.graph import LayerGraph, Shape
-from bridge.records import SpikeRecord, running_mean
+from bridge.records import SpikeRecord, differing
 
 Sums = dict[str, NDArray[Any]]
 """By layer or by kind: a sum for each time step, ``[T]``."""
@@ -61,13 +61,13 @@ class Tally:
         """The tally of one batch: its record, the reference's, and what else it is held against."""
         tally = Tally({name: graph.shapes[name] for name in graph.spiking}, record.images)
         steps = np.arange(1, record.steps + 1, dtype=np.float64)
+        counts = differing(record, expected)
         for name in tally.shapes:
-            spikes = record.spikes(name)
-            axes = tuple(range(1, spikes.ndim))
-            tally.differing[name] = (spikes != expected.spikes(name)).sum(axis=axes)
+            tally.differing[name] = counts[name]
             if targets.activations is None:
                 continue
-            rate, target = running_mean(spikes), targets.activations[name]
+            rate, target = record.rates(name), targets.activations[name]
+            axes = tuple(range(1, rate.ndim))
             error = np.abs(rate - target)
             tally.error[name] = error.sum(axis=axes, dtype=np.float64)
             tally.error_max[name] = error.max(axis=axes)

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from bridge.environment import environment
 from bridge.error_parts import error_parts
 from bridge.errors import BridgeError, ValidationError
 from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph
-from bridge.records import SpikeRecord
+from bridge.records import SpikeRecord, differing
 from bridge.samples import samples
 from bridge.simulate import activations, simulate
 from bridge.tally import PartsTally, Tally, Targets, largest
@@ -47,7 +47,6 @@ class Contestant:
 
     run: Runner
     limit: int | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,23 +214,6 @@ def _result(
             logger.warning("images from %d on: measured again, since %s: %s", batch.start, type(error).__name__, error)
             future = _submit(executor, measure, batch)
     return measure(batch)
-
-
-def differing(one: SpikeRecord, other: SpikeRecord) -> dict[str, NDArray[np.int64]]:
-    """By layer, spikes of two records of one network that differ at each step, over the images that both have.
-
-    Raises `ValidationError` if their layers or numbers of steps differ.
-    """
-    if dict(one.shapes) != dict(other.shapes) or one.steps != other.steps:
-        raise ValidationError(
-            f"these records cannot be compared: {one.backend} has {one.steps} steps of {dict(one.shapes)}, "
-            f"{other.backend} {other.steps} of {dict(other.shapes)}"
-        )
-    images = min(one.images, other.images)
-    return {
-        name: np.unpackbits(bits[:, :images] ^ other.packed[name][:, :images], axis=-1).sum(axis=(1, 2), dtype=np.int64)
-        for name, bits in one.packed.items()
-    }
 
 
 def _check(graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord) -> None:

@@ -15,7 +15,7 @@ from conftest import require
 import bridge
 from bridge import Agreement, InputError, ValidationError
 from bridge.network import BATCH, _batch
-from bridge.validate import differing
+from bridge.records import differing
 
 STEPS = 5
 

@@ -77,24 +77,14 @@ def multiplications(layer: Affine | Scale, shape: Shape, *, zeros: bool) -> int:
         return int(evaluate(_ones(layer, zeros), torch.ones((1, *shape), dtype=torch.float64)).sum())
 
 
-def from_images(graph: LayerGraph) -> set[str]:
-    """Names of the layers that the images reach without passing a neuron, and no spike does: a constant to the rest."""
-    names = {graph.input.name}
-    for layer in graph.layers[1:]:
-        if not isinstance(layer, IntegrateFire) and names.issuperset(layer.inputs):
-            names.add(layer.name)
-    return names
-
-
 def between(graph: LayerGraph, name: str) -> list[Affine | Scale]:
     """The layers with weights that spikes pass on their way to the neurons, or the readout, called `name`."""
-    constant = from_images(graph)
     found: dict[str, Layer] = {}
     end = graph[name]
     waiting = list(end.inputs) if isinstance(end, IntegrateFire) else [name]
     while waiting:
         layer = graph[waiting.pop()]
-        if layer.name not in found and layer.name not in constant and not isinstance(layer, IntegrateFire):
+        if layer.name not in found and layer.name not in graph.constant and not isinstance(layer, IntegrateFire):
             found[layer.name] = layer
             waiting += layer.inputs
     return [layer for layer in found.values() if isinstance(layer, Affine | Scale)]

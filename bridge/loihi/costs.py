@@ -15,7 +15,7 @@ from bridge.errors import ConversionError, ValidationError
 from bridge.files import replacing
 from bridge.graph import Affine, LayerGraph, Scale
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
-from bridge.loihi.connections import Connections, between, connections, from_images, multiplications, weights
+from bridge.loihi.connections import Connections, between, connections, multiplications, weights
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
 from bridge.loihi.registers import WEIGHT_BITS
 from bridge.records import SpikeRecord
@@ -182,9 +182,8 @@ def report(network: SpikingNetwork, record: SpikeRecord | None = None) -> LoihiR
         )
         for name in synapses
     )
-    constant = from_images(graph)
     stored = [layer for layer in graph if isinstance(layer, Affine | Scale)]
-    on_host = [(layer, graph.shapes[layer.inputs[0]]) for layer in stored if layer.name in constant]
+    on_host = [(layer, graph.shapes[layer.inputs[0]]) for layer in stored if layer.name in graph.constant]
     tensors = [layer.weight for layer in stored if isinstance(layer, Affine)]
     zeros = sum(int((weight == 0).sum()) for weight in tensors)
     return LoihiReport(

@@ -141,7 +141,7 @@ class _Plan:
         self.scale: Floats | None = None
         self.members: list[_Member] = []
         self.bias_step = 1
-        self.pixels_only = bool(group.neurons) and all(_hears_no_spikes(graph, n.inputs[0]) for n in group.neurons)
+        self.pixels_only = bool(group.neurons) and all(n.inputs[0] in graph.constant for n in group.neurons)
         gain = int(np.gcd.reduce([group.gains[neuron.inputs[0]] for neuron in group.neurons] or [1]))
         self.even = self.step = 2 / gain  # thresholds are even, so that half of one is whole
         self.stuck = False
@@ -278,7 +278,7 @@ class _Member:
     def __init__(self, layer: Affine | Scale, gain: int, source: Floats, statistics: Statistics, bits: int) -> None:
         """`source` is σ of its input, a channel, and `statistics` are that input's."""
         self.layer = layer
-        self.source, self.gain = source, gain
+        self.gain = gain
         if isinstance(layer, Scale):
             self.mantissa = 2 ** (max(bits, WEIGHT_BITS) - 1) - 1
             self.largest = self.mantissa * 2**LARGEST_SCALE_EXPONENT
@@ -291,15 +291,13 @@ class _Member:
 
     def error(self, scale: Floats) -> Floats:
         """The mean square error of the drive, one a channel of `scale`, if weights are rounded at it."""
-        rows = scale.repeat(len(self.weight) // len(scale)).reshape(-1, *[1] * (self.weight.ndim - 1))
-        error = np.square(self.rounded(scale) / rows - self.weight) * self.use
+        error = np.square(self.rounded(scale) / self._rows(scale) - self.weight) * self.use
         total: Floats = error.reshape(len(scale), -1).sum(axis=1)
         return total
 
     def rounded(self, scale: Floats) -> Floats:
         """The whole weights at `scale`."""
-        rows = scale.repeat(len(self.weight) // len(scale)).reshape(-1, *[1] * (self.weight.ndim - 1))
-        values = self.weight * rows
+        values = self.weight * self._rows(scale)
         unit = 1.0
         if isinstance(self.layer, Scale):  # 2^exponent
             unit = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(values) / self.mantissa, 1))).clip(
@@ -313,11 +311,15 @@ class _Member:
         weight = self.rounded(scale)
         if isinstance(self.layer, Scale):
             return replace(self.layer, scale=weight.astype(np.float32))
-        rows = scale.repeat(len(self.weight) // len(scale))
-        missed = (self.weight * rows.reshape(-1, *[1] * (weight.ndim - 1)) - weight) * self.mean
-        bias = self.layer.bias * rows * self.gain + missed.reshape(len(weight), -1).sum(axis=1)
+        rows = self._rows(scale)
+        missed = (self.weight * rows - weight) * self.mean
+        bias = self.layer.bias * rows.reshape(-1) * self.gain + missed.reshape(len(weight), -1).sum(axis=1)
         bias = bias_step * np.rint(bias / bias_step)
         return replace(self.layer, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+    def _rows(self, scale: Floats) -> Floats:
+        """`scale` for each output channel, to broadcast against the weights."""
+        return scale.repeat(len(self.weight) // len(scale)).reshape(-1, *[1] * (self.weight.ndim - 1))
 
     def _spread(self, values: Floats) -> Floats:
         """One value an input channel, to broadcast against the weights."""
@@ -352,11 +354,6 @@ def _rounded(
             sizes = {"kernel": layer.kernel, "stride": layer.stride, "padding": layer.padding}
             changes[layer.name] = [SumPool2d(name=layer.name, inputs=layer.inputs, **sizes)]
     return graph.rewrite(changes)
-
-
-def _hears_no_spikes(graph: LayerGraph, name: str) -> bool:
-    layer = graph[name]
-    return not isinstance(layer, IntegrateFire) and all(_hears_no_spikes(graph, source) for source in layer.inputs)
 
 
 def _hears_pixels(graph: LayerGraph, name: str) -> bool:

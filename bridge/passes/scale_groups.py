@@ -56,7 +56,7 @@ def tied(graph: LayerGraph) -> tuple[LayerGraph, Known, list[ScaleGroup]]:
             gains = _spread(name, ratios)
             home |= dict.fromkeys(gains, len(groups))
             groups.append(_group(graph, gains))
-    order: dict[int, set[int]] = {number: set() for number in range(len(groups))}
+    order: dict[int, set[int]] = {}
     for number, group in enumerate(groups):
         order[number] = {home[source] for layer in group.weighted for source in layer.inputs if source in home}
         if number in order[number]:

@@ -42,7 +42,7 @@ def simulate(
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
     constant: dict[str, Tensor] = {graph.input.name: x}
     for layer in graph.layers[1:]:  # what depends on the input alone is the same at every step
-        if not isinstance(layer, IntegrateFire) and all(source in constant for source in layer.inputs):
+        if layer.name in graph.constant:
             constant[layer.name] = evaluate(layer, *(constant[source] for source in layer.inputs))
     potentials: dict[str, Tensor] = {}
     for t in range(steps):

@@ -249,8 +249,7 @@ def _lanes(network: LavaNetwork, images: int) -> int:
     """How many images to run side by side, as evenly as may be."""
     if network.parts.synapses == "stock":
         return 1
-    neurons = sum(int(np.prod(network.graph.shapes[name])) for name in network.graph.spiking)
-    rounds = -(-images // max(LANES[0], min(LANES[1], SMALL // neurons)))
+    rounds = -(-images // max(LANES[0], min(LANES[1], SMALL // network.graph.neurons)))
     return -(-images // rounds)
 
 

@@ -179,8 +179,7 @@ def _extremes(
 ) -> Iterator[tuple[IntegrateFire, str, float, int, int]]:
     """Per neuron layer, some images at a time, from the reference: what is largest, its value, step and image."""
     graph = network.graph
-    count = sum(int(np.prod(graph.shapes[neuron.name])) for neuron in neurons)
-    batch = max(1, VALUES // (steps * count))
+    batch = max(1, VALUES // (steps * graph.neurons))
     for start in range(0, len(x), batch):
         record = simulate(graph, torch.from_numpy(x[start : start + batch]), steps, membranes=True)
         for neuron in neurons:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from bridge.errors import BackendError
 from bridge.nir_graph import from_nir
+from bridge.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 from exporters.base import Availability, check_input, probe
@@ -28,7 +29,6 @@ from exporters.torch_module import ChannelScale, build
 
 PACKAGES = {"lava.lib.dl.slayer": "lava-dl", "lava": "lava-nc", "matplotlib": "matplotlib"}
 INSTALL = f"{LAVA_INSTALL} && pip install matplotlib && pip install --no-deps --ignore-requires-python lava-dl==0.6.0"
-EXACT_IN_FLOAT32 = 2**24
 
 
 class Slayer:
@@ -107,7 +107,7 @@ class Slayer:
 def _expect_exact(name: str, heard: Tensor, threshold: int) -> None:
     """Raise `BackendError` unless float32 holds what the neurons sum up when they hear `heard` ``[B, ..., T]``."""
     largest = float(heard.double().cumsum(-1).abs().max()) + threshold
-    if largest >= EXACT_IN_FLOAT32:
+    if largest >= EXACT:
         raise BackendError(
             f"layer {name!r}: SLAYER's neurons sum up their input in float32, and in {heard.shape[-1]} time steps it "
             f"comes to {largest:.0f}, beyond 2^24, where whole numbers are lost: run fewer time steps"
