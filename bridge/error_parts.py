@@ -15,17 +15,16 @@ first layer, with its constant input, inherits nothing and is never uneven.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.agreement import PARTS
 from bridge.graph import ClipFloorShift, IntegrateFire
 from bridge.simulate.ops import channels, evaluate
-
-Floats = NDArray[np.float64]
 
 
 def error_parts(
@@ -34,8 +33,10 @@ def error_parts(
     spikes: NDArray[np.bool_],
     membrane: NDArray[np.floating],
     drive: Tensor,
-) -> dict[str, Floats]:
-    """The parts by name of `PARTS`, each ``[T, B, *shape]``.
+) -> Iterator[dict[str, Tensor]]:
+    """For each time step the parts by name of `bridge.agreement.PARTS`, each ``[B, *shape]``.
+
+    A step at a time, since T steps of all parts together are many times what is kept of them.
 
     Args:
         layer: the neurons.
@@ -44,27 +45,25 @@ def error_parts(
         membrane: their potential u after integration, before reset, likewise.
         drive: what the ANN's activation gets, ``[B, *shape]``.
     """
-    threshold, level = (values.reshape(1, -1, *[1] * (drive.dim() - 2)) for values in (layer.threshold, layer.level))
-    steps = np.arange(1, len(spikes) + 1, dtype=np.float64).reshape(-1, *[1] * drive.dim())
-    count = np.cumsum(spikes, axis=0, dtype=np.float64)
-    before = count - spikes
-    # The potential tells what was heard: its sum is u, and a threshold for each spike so far.
-    heard = (membrane / threshold.astype(np.float64) + before) / steps
-    # As many spikes as fit: those so far, and as many as the potential still holds from its level on.
-    even = np.clip(before + np.floor((membrane.astype(np.float64) - level) / threshold) + 1, 0, steps) / steps
-    # The same for the ANN's drive is QCFS with t levels, by the ANN's own arithmetic.
     height = channels(activation.threshold, drive)
-    alone = np.stack(
-        [(evaluate(replace(activation, levels=t + 1), drive) / height).numpy() for t in range(len(spikes))]
-    )
-    given = (drive / height).double().numpy()
-    clipping = (np.clip(heard, 0, 1) - heard) - (np.clip(given, 0, 1) - given)
-    quantisation = alone.astype(np.float64) - (evaluate(activation, drive) / height).numpy()
-    parts = {
-        "inherited": (even - alone) - clipping,
-        "clipping": clipping,
-        "quantisation": quantisation,
-        "unevenness": count / steps - even,
-    }
-    assert tuple(parts) == PARTS
-    return parts
+    given, target = drive / height, evaluate(activation, drive) / height
+    given_clipping = given.clamp(0, 1) - given
+    wide = drive.double()  # so that a quotient just below a whole number is not rounded up to it
+    threshold, level = channels(layer.threshold, wide), channels(layer.level, wide)
+    before = torch.zeros_like(drive)
+    for t, (fired, potential) in enumerate(zip(spikes, membrane, strict=True), 1):
+        u = torch.from_numpy(potential).double()
+        # The potential tells what was heard: its sum is u, and a threshold for each spike so far.
+        heard = ((u / threshold).to(drive.dtype) + before) / t
+        # As many spikes as fit: those so far, and as many as the potential still holds from its level on.
+        even = (((u - level) / threshold).floor_().to(drive.dtype) + 1 + before).clamp_(0, t) / t
+        # The same for the ANN's drive is QCFS with t levels, by the ANN's own arithmetic.
+        alone = evaluate(replace(activation, levels=t), drive) / height
+        clipping = (heard.clamp(0, 1) - heard) - given_clipping
+        before += torch.from_numpy(fired)
+        yield {
+            "inherited": (even - alone) - clipping,
+            "clipping": clipping,
+            "quantisation": alone - target,
+            "unevenness": before / t - even,
+        }

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,15 @@ class SpikeRecord:
 
     def rates(self, layer: str) -> NDArray[np.float32]:
         """Running firing rate ``φ(t) = Σ_{i≤t} s(i) / t`` of `layer`, float32 ``[T, B, *shape]``."""
-        return running_mean(self.spikes(layer))
+        return np.stack([*self.running_rates(layer)])
+
+    def running_rates(self, layer: str) -> Iterator[NDArray[np.float32]]:
+        """The same rates a step at a time, ``[B, *shape]`` each: T of them at once take much memory."""
+        shape = self.shapes[layer]
+        count = np.zeros((self.images, math.prod(shape)), np.float32)  # float32 holds them all
+        for t, bits in enumerate(self.packed[layer], 1):
+            count += np.unpackbits(bits, axis=-1, count=count.shape[1])
+            yield (count / np.float32(t)).reshape(-1, *shape)
 
     def outputs(self) -> NDArray[np.float32]:
         """The network's output after each step: the mean of the readout over steps 1..t, ``[T, B, ...]``."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.divergence import SLACK, Replay
@@ -17,6 +19,8 @@ from bridge.records import SpikeRecord, differing
 
 Sums = dict[str, NDArray[Any]]
 """By layer or by kind: a sum for each time step, ``[T]``."""
+RATES = ("error", "error_max", "within", "product", "rate_square", "target_square")
+"""The sums that the rates and the ANN's activations alone determine."""
 LISTED = 1000
 """How many divergences of one layer a backend's list holds; further ones are only counted."""
 
@@ -57,30 +61,41 @@ class Tally:
     readout_error: float = 0.0
 
     @staticmethod
-    def of(graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord, targets: Targets) -> Tally:
-        """The tally of one batch: its record, the reference's, and what else it is held against."""
+    def of(
+        graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord, targets: Targets, known: Tally | None = None
+    ) -> Tally:
+        """The tally of one batch: its record, the reference's, and what else it is held against.
+
+        `known` is the reference's own tally, where there is one: layers whose spikes are the same have its rates.
+        """
         tally = Tally({name: graph.shapes[name] for name in graph.spiking}, record.images)
-        steps = np.arange(1, record.steps + 1, dtype=np.float64)
-        counts = differing(record, expected)
-        for name in tally.shapes:
-            tally.differing[name] = counts[name]
-            if targets.activations is None:
+        tally.differing = dict(differing(record, expected))
+        for name in tally.shapes if targets.activations is not None else ():
+            if known is None or tally.differing[name].any():
+                assert targets.activations is not None
+                tally._hold(name, record, targets.activations[name])
                 continue
-            rate, target = record.rates(name), targets.activations[name]
-            axes = tuple(range(1, rate.ndim))
-            error = np.abs(rate - target)
-            tally.error[name] = error.sum(axis=axes, dtype=np.float64)
-            tally.error_max[name] = error.max(axis=axes)
-            # 1/t itself is rounded, and so is φ
-            close = error <= (1 / steps + 1e-6).reshape(-1, *[1] * (error.ndim - 1))
-            tally.within[name] = close.sum(axis=axes)
-            tally.product[name] = (rate * target).sum(axis=axes, dtype=np.float64)
-            tally.rate_square[name] = np.square(rate).sum(axis=axes, dtype=np.float64)
-            tally.target_square[name] = np.full(len(steps), np.square(target).sum(dtype=np.float64))
+            for kind in RATES:
+                getattr(tally, kind)[name] = getattr(known, kind)[name]
         top1 = largest(record.outputs())
         truths = {"reference": largest(expected.outputs()), "ann": targets.ann_top1, "labels": targets.labels}
         tally.agree = {key: (top1 == truth).sum(axis=1) for key, truth in truths.items() if truth is not None}
         return tally
+
+    def _hold(self, name: str, record: SpikeRecord, target: NDArray[np.float32]) -> None:
+        """Hold the rates of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
+        sums: dict[str, list[Any]] = {kind: [] for kind in RATES}
+        square = np.square(target).sum(dtype=np.float64)
+        for t, rate in enumerate(record.running_rates(name), 1):
+            error = np.abs(rate - target)
+            sums["error"].append(error.sum(dtype=np.float64))
+            sums["error_max"].append(error.max())
+            sums["within"].append(np.count_nonzero(error <= 1 / t + 1e-6))  # 1/t itself is rounded, and so is φ
+            sums["product"].append((rate * target).sum(dtype=np.float64))
+            sums["rate_square"].append(np.square(rate).sum(dtype=np.float64))
+            sums["target_square"].append(square)
+        for kind, values in sums.items():
+            getattr(self, kind)[name] = np.array(values)
 
     def explain(self, found: list[Divergence], offset: int) -> None:
         """Note divergences of the batch, whose first image has number `offset`. None is a mismatch unexplained."""
@@ -151,14 +166,19 @@ class PartsTally:
     parts: dict[str, Sums] = field(default_factory=dict)
     isolated: Sums = field(default_factory=dict)
 
-    def note(self, layer: str, parts: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take in one layer's parts over a batch, ``[T, B, ...]`` each."""
-        axes = tuple(range(1, parts["inherited"].ndim))
-        sign = np.sign(sum(parts.values()))  # of the error: so what the parts contribute adds up to its size
-        for name, part in parts.items():
-            self.parts.setdefault(name, {})[layer] = (part * sign).sum(axis=axes)
-        self.isolated[layer] = np.abs(parts["quantisation"]).sum(axis=axes)
-        self.neurons[layer] = int(np.prod(sign.shape[1:]))
+    def note(self, layer: str, steps: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take in one layer's parts over a batch, ``[B, ...]`` each at every step."""
+        sums: dict[str, list[float]] = {name: [] for name in (*PARTS, "isolated")}
+        for parts in steps:
+            error = torch.stack([parts[name] for name in PARTS]).sum(dim=0)
+            sign = error.sign()  # so what the parts contribute adds up to the error's size
+            for name in PARTS:
+                sums[name].append(_sum(parts[name] * sign))
+            sums["isolated"].append(_sum(parts["quantisation"].abs()))
+            self.neurons[layer] = sign.numel()
+        for name in PARTS:
+            self.parts.setdefault(name, {})[layer] = np.array(sums[name])
+        self.isolated[layer] = np.array(sums["isolated"])
 
     def add(self, other: PartsTally) -> None:
         """Take in the sums of the images that come next."""
@@ -195,6 +215,11 @@ def _listed(found: list[Divergence]) -> list[Divergence]:
 def largest(outputs: NDArray[np.floating]) -> NDArray[np.integer]:
     """Index of the largest output of each step and image, ``[T, B]``, for ``[T, B, ...]``."""
     return np.asarray(outputs.reshape(*outputs.shape[:2], -1).argmax(axis=-1))
+
+
+def _sum(values: Tensor) -> float:
+    """Summed by numpy, whose result does not depend on the number of threads."""
+    return float(values.numpy().sum(dtype=np.float64))
 
 
 def _lists(values: Sums) -> Layers | None:

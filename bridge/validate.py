@@ -165,7 +165,8 @@ def compare(
         assert got is not None  # it can run once
         _check(graph, got, expected)
         records[name] = got
-        tally = tallies[name] = Tally.of(graph, got, expected, targets.first(take))
+        known = tallies[REFERENCE] if take == len(x) else None
+        tally = tallies[name] = Tally.of(graph, got, expected, targets.first(take), known)
         spikes_differ = any(counts.any() for counts in tally.differing.values())
         if spikes_differ or not np.array_equal(got.readout, expected.readout):
             replay = Replay(graph, images, got, membranes=spikes_differ)

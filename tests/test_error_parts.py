@@ -70,9 +70,8 @@ def test_each_part_neuron_by_neuron():
     values, drives, _ = activations(network.ann, x)
     spikes, _ = oracle.spikes_of(model, x.numpy(), steps)
     second = network.layers[1]
-    found = error_parts(
-        network.graph[second], network.ann[second], record.spikes(second), record.membranes[second], drives[second]
-    )
+    layer, activation = network.graph[second], network.ann[second]
+    found = [*error_parts(layer, activation, record.spikes(second), record.membranes[second], drives[second])]
     first_height, height = oracle.numpy(model[2].threshold), oracle.numpy(model[5].threshold)
     hidden = oracle.transform(model[1], oracle.transform(model[0], x.double().numpy()))
     z = oracle.transform(model[4], oracle.activation(hidden, model[2].levels, first_height)) / height
@@ -101,7 +100,12 @@ def test_each_part_neuron_by_neuron():
                     "unevenness": rate - evenly(got, t),
                 }
                 for part, value in expected.items():
-                    assert found[part][t - 1, image, neuron] == pytest.approx(value, abs=1e-6), (part, t, image, neuron)
+                    assert found[t - 1][part][image, neuron].item() == pytest.approx(value, abs=1e-6), (
+                        part,
+                        t,
+                        image,
+                        neuron,
+                    )
                 error = rate - values[second][image, neuron].item()
                 assert sum(expected.values()) == pytest.approx(error, abs=1e-6)
 
