@@ -30,7 +30,9 @@ from bridge.ranges import LARGEST_PIXEL
 from bridge.recorded import Recorded
 from bridge.records import SpikeRecord
 from bridge.simulate import simulate
+from bridge.simulate.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
+from bridge.simulate.simulation import Simulation
 from bridge.validate import REFERENCE, Batch, Contestant, Findings, Runner, compare
 from bridge.validate import validate as hold_against
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no expo
     from exporters.base import Backend
 
 LOADED_IN = os.getpid()
-MEMORY = 2**29
+POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
 BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
@@ -56,6 +58,7 @@ class SpikingNetwork:
         self.graph = graph
         self.ann = ann
         self.grid = grid
+        self._engines: dict[str, Engine] = {}
 
     def __repr__(self) -> str:
         shapes = self.graph.shapes
@@ -159,6 +162,50 @@ class SpikingNetwork:
         return SpikeRecord.concatenate(
             [simulate(self.graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)]
         )
+
+    def simulate(
+        self,
+        x: Tensor | NDArray[Any],
+        steps: int,
+        *,
+        record: bool = False,
+        until: str | None = None,
+        patience: int = 4,
+        memory: int = MEMORY,
+        device: str | torch.device = "cpu",
+    ) -> Simulation:
+        """Run images `x` ``[B, *input]`` for `steps` time steps as fast as this machine can: for results, not for proof.
+
+        A network in whole numbers runs in int8 arithmetic where it is exact, and gives the very spikes of `run`. One of
+        floats gives them but for float ties, since its sums are added in another order. ``torch.get_num_threads()``
+        threads are used. The first call packs the weights, and compiles a loop if numba is there (docs/speed.md).
+
+        Args:
+            x: as for `run`, whatever the number of images: they are taken some at a time.
+            steps: T, at least 1.
+            record: keep every spike, as a `bridge.SpikeRecord`; T · N / 8 bytes an image.
+            until: None, or "stable": an image ends once its largest output has been the same for `patience` steps. Its
+                output stays what it was then; ``Simulation.steps`` tells when. Fewer steps on average, at some cost in
+                accuracy, which `Simulation.accuracy` measures.
+            patience: see `until`.
+            memory: bytes to keep to, roughly, beside the images and the result; at least one image's are taken.
+            device: where to run, such as "cuda"; elsewhere than on the processor all arithmetic is float32.
+
+        Raises:
+            InputError: as in `run`; or an argument is not as above; or a potential of a network in whole numbers passes
+                2^24, beyond which the arithmetic is not exact.
+        """
+        x, steps = self._images(x), _whole(steps, "steps")
+        if until not in (None, "stable"):
+            raise InputError(f'until: expected None or "stable", got {until!r}')
+        if until and record:
+            raise InputError("record: an image that ends early has no further spikes to keep; leave out `until`")
+        memory, patience = _whole(memory, "memory"), _whole(patience, "patience")
+        where = str(torch.device(device))
+        if where not in self._engines:
+            self._engines[where] = Engine(self.graph, where)
+        engine = self._engines[where]
+        return engine.run(x, steps, record=record, patience=patience if until else None, memory=memory)
 
     def validate(
         self,
@@ -342,7 +389,7 @@ def _runner(backend: Backend, native: Any, steps: int) -> Runner:
 
 def _batch(graph: LayerGraph, steps: int) -> int:
     """Images that are validated together: as many as `BATCH`, fewer where their potentials would take much memory."""
-    return max(1, min(BATCH, MEMORY // (8 * steps * graph.neurons)))
+    return max(1, min(BATCH, POTENTIALS // (8 * steps * graph.neurons)))
 
 
 def _whole(value: int, what: str) -> int:

@@ -1,0 +1,37 @@
+"""What the engine returns: the output after every step, sums over the spikes, and the spikes themselves if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.records import SpikeRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """One run of B images over T time steps.
+
+    ``outputs`` is the network's output after each step, the mean of the readout over steps 1..t, float32
+    ``[T, B, ...]``; ``spikes[layer]`` counts the layer's spikes at each step of each image, int64
+    ``[T, B]``; ``steps`` is how many
+    steps each image took, ``[B]``: T, but for those that ended early, whose output stays what it was. ``record`` holds
+    every spike, if that was asked for.
+    """
+
+    outputs: NDArray[np.float32]
+    spikes: Mapping[str, NDArray[np.int64]]
+    steps: NDArray[np.int64]
+    record: SpikeRecord | None = None
+
+    @property
+    def top1(self) -> NDArray[np.int64]:
+        """Index of the largest output after each step, ``[T, B]``."""
+        return np.asarray(self.outputs.reshape(*self.outputs.shape[:2], -1).argmax(axis=-1))
+
+    def accuracy(self, labels: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Share of images ``[T]`` whose largest output after t steps is their label ``[B]``."""
+        return np.asarray((self.top1 == np.asarray(labels)).mean(axis=1))
