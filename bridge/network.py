@@ -60,6 +60,9 @@ class SpikingNetwork:
         self.grid = grid
         self._engines: dict[str, Engine] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engines": {}}  # made anew where they are needed
+
     def __repr__(self) -> str:
         shapes = self.graph.shapes
         kind = "whole numbers, " if self.graph.integer else ""
@@ -174,7 +177,7 @@ class SpikingNetwork:
         memory: int = MEMORY,
         device: str | torch.device = "cpu",
     ) -> Simulation:
-        """Run images `x` ``[B, *input]`` for `steps` time steps as fast as this machine can: for results, not for proof.
+        """Run images `x` ``[B, *input]`` for `steps` time steps as fast as this machine can: for results, not proof.
 
         A network in whole numbers runs in int8 arithmetic where it is exact, and gives the very spikes of `run`. One of
         floats gives them but for float ties, since its sums are added in another order. ``torch.get_num_threads()``

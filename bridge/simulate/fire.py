@@ -6,12 +6,15 @@ same with one operation after another. Both give the same bits: a sum, a compari
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 2048
 """Neurons that are taken through all steps at once: their potentials, levels and thresholds stay in the first cache."""
@@ -75,7 +78,12 @@ def _compiled() -> Any:
         import numba
     except ImportError:
         return None
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(_loop)
+    compiled = numba.njit(nogil=True, error_model="numpy")(_loop)
+    try:
+        compiled.enable_caching()
+    except RuntimeError as error:  # no folder that can be written to
+        logger.info("the compiled loop is not kept for the next program: %s", error)
+    return compiled
 
 
 def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips, limit):  # type: ignore[no-untyped-def]

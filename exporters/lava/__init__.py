@@ -1,8 +1,9 @@
 """The Lava backends: integrate-and-fire Processes between Dense and Conv, in floating point and in fixed point.
 
-Importing this package does not import Lava; `exporters.lava.processes`, `.hierarchy` and `.network` do.
+Importing this package does not import Lava; `exporters.lava.processes` and `.hierarchy` do.
 """
 
 from exporters.lava.backend import Lava, LavaFixed
+from exporters.lava.twin import LavaTwin
 
-__all__ = ["Lava", "LavaFixed"]
+__all__ = ["Lava", "LavaFixed", "LavaTwin"]

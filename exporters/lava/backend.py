@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import nir
@@ -150,9 +151,11 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
 
     Raises `BackendError` without Lava, `GraphError` for what it cannot run.
     """
+    from exporters.lava.bounds import check_network
+    from exporters.lava.network import LavaNetwork, Parts
+
     try:
-        from exporters.lava.bounds import check_network
-        from exporters.lava.network import LavaNetwork, Parts
+        import_module("exporters.lava.hierarchy")
     except ImportError as error:
         raise BackendError(f"the Lava backend needs Lava ({error}): {INSTALL}") from error
     if fixed is None:

@@ -52,25 +52,31 @@ def check_network(network: LavaNetwork) -> None:
 
 def check_images(network: LavaNetwork, x: NDArray[np.floating], steps: int) -> None:
     """Raise `InputError`, naming the layer, unless `network` fits Loihi's registers for `steps` steps of images `x`."""
-    if not ((x == np.rint(x)) & (x >= 0) & (x <= LARGEST_PIXEL)).all():
-        raise InputError(
-            f"expected images in whole numbers from 0 to {LARGEST_PIXEL}, got values from {x.min()} to {x.max()}: "
-            "pass pixels as they are stored"
-        )
+    check_pixels(x)
     if network.parts.neuron == "atrlif":
         _check_held_currents(network, x)
     neurons = [layer for layer in network.graph if isinstance(layer, IntegrateFire)]
     bounds = ranges(network.graph)
     worst = [steps * bounds[neuron.inputs[0]].size.max() + neuron.threshold.max() for neuron in neurons]
-    if any(value > _limit(network, neuron) for value, neuron in zip(worst, neurons, strict=True)):
+    if any(value > largest_potential(network, neuron) for value, neuron in zip(worst, neurons, strict=True)):
         exact = max(*worst, *(bound.partial.max() for bound in bounds.values())) < EXACT
         images = x.astype(np.float32) if exact else x.astype(np.float64)
         for neuron, what, value, step, image in _extremes(network, neurons, images, steps):
-            if abs(value) > _limit(network, neuron):
+            if abs(value) > largest_potential(network, neuron):
                 raise InputError(
                     f"layer {neuron.name!r}: its {what} comes to {value:.0f} at step {step} of image {image}; the "
-                    f"register holds up to ±{_limit(network, neuron)}: run fewer steps than {steps}, or {REMEDY}"
+                    f"register holds up to ±{largest_potential(network, neuron)}: run fewer steps than {steps}, "
+                    f"or {REMEDY}"
                 )
+
+
+def check_pixels(x: NDArray[np.floating]) -> None:
+    """Raise `InputError` unless images `x` are in whole numbers that 8 bits hold."""
+    if not ((x == np.rint(x)) & (x >= 0) & (x <= LARGEST_PIXEL)).all():
+        raise InputError(
+            f"expected images in whole numbers from 0 to {LARGEST_PIXEL}, got values from {x.min()} to {x.max()}: "
+            "pass pixels as they are stored"
+        )
 
 
 def _check_weights(layer: Layer) -> None:
@@ -169,8 +175,8 @@ def _check_held_currents(network: LavaNetwork, x: NDArray[np.floating]) -> None:
             )
 
 
-def _limit(network: LavaNetwork, neuron: IntegrateFire) -> int:
-    """The largest potential, in the network's units."""
+def largest_potential(network: LavaNetwork, neuron: IntegrateFire) -> int:
+    """The largest potential that the register of `neuron` holds, in the network's units."""
     return int(LARGEST_STATE >> network.shift(neuron))
 
 

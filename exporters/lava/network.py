@@ -1,4 +1,4 @@
-"""A layer graph as a plan for Lava: what becomes a Process, what it hears, and when. Importing this imports Lava."""
+"""A layer graph as a plan for Lava: what becomes a Process, what it hears, and when. Only `process` needs Lava."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
 from bridge.loihi.registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
 from exporters.lava.affine import Float64, Synapse, at_rest, lower
-from exporters.lava.hierarchy import NetworkProcess
 from exporters.lava.layout import Layout
+
+if TYPE_CHECKING:
+    from exporters.lava.hierarchy import NetworkProcess
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ class LavaNetwork:
         Several lanes need our own synapses. With Lava's own neuron, which holds its input current as its bias, the
         Process is for one image, and `currents` is one image's part of what `feed` gives.
         """
+        from exporters.lava.hierarchy import NetworkProcess
+
         stock = self.parts.neuron == "atrlif"
         if lanes < 1:
             raise InputError(f"expected at least one lane, got {lanes}")
