@@ -1,4 +1,4 @@
-"""How fast the fixed-point Lava backend runs, and what its parts contribute: a digits CNN and a ResNet-20.
+"""How fast the fixed-point Lava backend and its twin run, and what their parts contribute: a digits CNN, a ResNet-20.
 
     python benchmarks/lava_speed.py --out docs/lava_speed.json
 
@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from bridge.graph import Add, Conv2d, Flatten, Input, IntegrateFire, Layer, LayerGraph, Linear, Scale, Shape, SumPool2d
-from exporters.lava import LavaFixed
-from exporters.lava.backend import build_network
+from bridge.nir_graph import to_nir
+from exporters.lava import LavaFixed, LavaTwin
 
 STEPS, RUNS = 8, 3
 WAYS = {
     "Lava's own Dense and Conv": LavaFixed(synapses="stock"),
     "TorchDense and TorchConv": LavaFixed(lanes=1),
     "…, images side by side": LavaFixed(),
+    "the twin, without Lava": LavaTwin(),
 }
 STREAM = 100
 
@@ -109,7 +110,7 @@ def ways(graph: LayerGraph, counts: tuple[tuple[int, int], ...]) -> dict[str, di
     """Images a second, each way on as few and as many images as `counts` says; in steady state by the difference."""
     result = {}
     for (way, backend), (few, many) in zip(WAYS.items(), counts, strict=True):
-        native, took = build_network(graph, backend), []
+        native, took = backend.export(to_nir(graph)), []
         for count in (few, many):
             x = images(graph, count)
             took.append(seconds(lambda native=native, x=x, backend=backend: backend.run(native, x, STEPS)))
@@ -125,7 +126,7 @@ def ways(graph: LayerGraph, counts: tuple[tuple[int, int], ...]) -> dict[str, di
 def streaming(graph: LayerGraph) -> dict[str, float]:
     """Seconds for `STREAM` images, one after the other in one run, and each in a run of its own."""
     backend = LavaFixed(lanes=1)
-    native, x = build_network(graph, backend), images(graph, STREAM)
+    native, x = backend.export(to_nir(graph)), images(graph, STREAM)
     one = seconds(lambda: backend.run(native, x, STEPS))
     alone = seconds(lambda: [backend.run(native, x[at : at + 1], STEPS) for at in range(STREAM)])
     return {"images": STREAM, "one_run": one, "a_run_each": alone}
@@ -140,8 +141,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     out = parser.parse_args().out
     cases = {
-        "digits CNN, 8×8": (digits(), ((8, 40), (8, 136), (128, 2176))),
-        "ResNet-20, 32×32": (resnet20(), ((1, 3), (1, 9), (32, 128))),
+        "digits CNN, 8×8": (digits(), ((8, 40), (8, 136), (128, 2176), (2176, 21760))),
+        "ResNet-20, 32×32": (resnet20(), ((1, 3), (1, 9), (32, 128), (64, 512))),
     }
     results: dict[str, object] = {"steps": STEPS, "runs": RUNS, "cores": os.cpu_count()}
     print("| network | synapses | images | seconds | images/s | without start-up | ratio |\n" + "|---" * 7 + "|")

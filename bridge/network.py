@@ -23,13 +23,23 @@ from bridge.capture.torch_model import capture
 from bridge.errors import BackendError, ConversionError, GraphError, InputError
 from bridge.files import replacing
 from bridge.graph import LayerGraph
-from bridge.passes import ann_on_pixels, fold_batch_norm, fold_thresholds, lower_concat, on_pixels, quantize, to_float32
+from bridge.passes import (
+    ann_on_pixels,
+    calibrate,
+    fold_batch_norm,
+    fold_thresholds,
+    lower_concat,
+    on_pixels,
+    quantize,
+    to_float32,
+)
+from bridge.passes.calibrate import KINDS as CALIBRATIONS
 from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
 from bridge.ranges import LARGEST_PIXEL
 from bridge.recorded import Recorded
 from bridge.records import SpikeRecord
-from bridge.simulate import simulate
+from bridge.simulate import activations, simulate
 from bridge.simulate.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.simulation import Simulation
@@ -42,6 +52,8 @@ if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no expo
 LOADED_IN = os.getpid()
 POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
+EMPHASES = (0.0, 0.3, 1.0)
+"""Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
 BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
 
@@ -97,6 +109,46 @@ class SpikingNetwork:
         if self.ann is None:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
         onnx_graph.write(self.ann, path)
+
+    def calibrate(
+        self, data: Tensor | NDArray[Any], steps: int, *, kinds: Sequence[str] = CALIBRATIONS
+    ) -> SpikingNetwork:
+        """The network fitted to run `steps` time steps: nearer to its ANN there, with the same plain neurons.
+
+        Each channel of neurons gets a bias, a gain and an initial potential of its own, the same for every image and
+        step, so the result is exported and quantized like any other (docs/calibration.md). Fit one network for each
+        number of steps that you mean to run. What is found depends on nothing but these arguments.
+
+        Args:
+            data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, not the test data. Three
+                quarters are fitted to, the rest chooses between fits that weigh a channel's mean error differently.
+            steps: T.
+            kinds: which of "bias", "gain" and "potential" may change.
+
+        Raises:
+            InputError: an argument is not as above, or the network is in whole numbers: calibrate first.
+            ConversionError: the network was read from a file, which holds no ANN.
+        """
+        if self.graph.integer:
+            raise InputError("calibrate: this network is in whole numbers; calibrate the one it was made from, then it")
+        if self.ann is None:
+            raise ConversionError("calibrate: this network was read from a NIR file, which holds spikes only, no ANN")
+        unknown = sorted({kinds} if isinstance(kinds, str) else set(kinds) - set(CALIBRATIONS))
+        if unknown or not kinds:
+            raise InputError(f"kinds: expected some of {list(CALIBRATIONS)}, got {kinds!r}")
+        x, steps = self._images(data, "data"), _whole(steps, "steps")
+        if len(x) < 4:
+            raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
+        judges, fitted_to = x[::4], x[torch.arange(len(x)) % 4 != 0]
+        wanted = activations(self.ann, judges)[2].numpy()
+        least, best = np.inf, self
+        for emphasis in EMPHASES:
+            graph = to_float32(calibrate(self.graph, self.ann, fitted_to, steps, kinds, emphasis))
+            network = SpikingNetwork(graph, self.ann)
+            error = float(np.square(network.simulate(judges, steps).outputs[-1] - wanted).mean())
+            if error < least:
+                least, best = error, network
+        return best
 
     def quantize(
         self,

@@ -267,6 +267,34 @@ def test_the_twin_refuses_what_lava_would():
         twin.export(bridge.convert(model, torch.rand(2, 3)).to_nir())
 
 
+def test_other_devices_get_all_that_a_layer_needs():
+    """On torch's meta device, which has shapes only, and refuses what was left on the processor."""
+    meta = torch.device("meta")
+    kinds = set()
+    for network in (
+        bridge.convert(networks.ALL[name]()[0], torch.zeros(1, *networks.ALL[name]()[1])) for name in networks.ALL
+    ):
+        for layer in network.graph.layers[1:]:
+            if not isinstance(layer, IntegrateFire):
+                inputs = [torch.empty(2, *network.graph.shapes[source], device=meta) for source in layer.inputs]
+                output = kernels.on_device(layer, meta)(*inputs)
+                assert output.device == meta
+                assert output.shape == (2, *network.graph.shapes[layer.name])
+                kinds.add(type(layer).__name__)
+    assert kinds >= {"Conv2d", "Linear", "Conv1d", "Add", "Scale", "AvgPool2d", "Flatten"}
+
+
+def test_the_way_of_other_devices_on_this_one(monkeypatch):
+    """What a GPU would compute, computed here: torch's operators and its loop."""
+    monkeypatch.setattr(fire, "_compiled", lambda: None)
+    monkeypatch.setattr(engine, "kernel", lambda graph, layer, **_: kernels.on_device(layer, torch.device("cpu")))
+    model, shape = networks.residual()
+    x = networks.dyadic_images(4, shape)
+    network = bridge.convert(model, x)
+    result = network.simulate(x, 11, record=True)
+    assert_equal(result, network.layers, *oracle.spikes_of(model, x.numpy(), 11))
+
+
 @pytest.mark.lava
 def test_the_twin_beside_lava():
     """Lava on a sample, its twin on all."""

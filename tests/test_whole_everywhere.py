@@ -23,6 +23,7 @@ BACKENDS = [
     "spikingjelly",
     "snntorch",
     "slayer",
+    "lava-twin",
     *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
 ]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]

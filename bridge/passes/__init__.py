@@ -1,5 +1,6 @@
 """Rewrites from one `bridge.graph.LayerGraph` to the next; each is one file and leaves its argument unchanged."""
 
+from bridge.passes.calibrate import calibrate
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_pooling import fold_pooling
 from bridge.passes.fold_thresholds import fold_thresholds
@@ -10,6 +11,7 @@ from bridge.passes.to_float32 import to_float32
 
 __all__ = [
     "ann_on_pixels",
+    "calibrate",
     "fold_batch_norm",
     "fold_pooling",
     "fold_thresholds",

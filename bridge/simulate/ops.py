@@ -101,8 +101,8 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def parameter(array: np.ndarray, like: Tensor) -> Tensor:
-    """The array as float32, in the type of `like`: a layer computes in the precision of its input."""
-    return tensor(array).to(like.dtype)
+    """The array in the type of `like`, and where that is: a layer computes in the precision of its input."""
+    return tensor(array).to(like)
 
 
 def channels(values: np.ndarray, like: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+"""Calibration: nearer to the ANN at T steps, with neurons that are still the same for every backend."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import digits
+import networks
+import numpy as np
+import pytest
+import torch
+import whole_numbers
+from conftest import require
+from torch import nn
+
+import bridge
+from bridge import QCFS, ConversionError, InputError, SpikingNetwork
+from bridge.demo import digits_model, load_digits, train
+from bridge.graph import Affine, IntegrateFire
+from bridge.passes.calibrate import KINDS, _feeding
+
+
+@cache
+def coarse() -> SpikingNetwork:
+    """The digits CNN trained with λ = 8 at the start, as the authors' code does: poor at few steps."""
+    x, y, _, _ = load_digits()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = digits_model()
+        for module in model.modules():
+            if isinstance(module, QCFS):
+                module.threshold.data.fill_(8.0)
+        return bridge.convert(train(model, x, y, 8), x[:1])
+
+
+@cache
+def calibrated(steps: int) -> SpikingNetwork:
+    return coarse().calibrate(load_digits()[0][:200], steps)
+
+
+@pytest.mark.parametrize(("steps", "gained"), [(2, 0.2), (4, 0.03)])
+def test_far_more_images_are_right(steps, gained):
+    """On the test split, which calibration has not seen."""
+    x, y = digits.test_images()
+    plain = coarse().simulate(x, steps).accuracy(y)[-1]
+    better = calibrated(steps).simulate(x, steps).accuracy(y)[-1]
+    assert better > plain + gained, (plain, better)
+    assert better > 0.88
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_every_layer_is_nearer_to_the_ann(steps):
+    """The mean rate error at T, as validate measures it on images that were not fitted to."""
+    x, _ = digits.test_images()
+    errors = []
+    for network in (coarse(), calibrated(steps)):
+        found = network.validate(x, steps, []).reference.rate_error
+        errors.append(np.array([found[layer][-1] for layer in network.layers]))
+    assert (errors[1] <= errors[0]).all(), errors
+    assert errors[1][-1] < 0.9 * errors[0][-1]
+
+
+def test_the_neuron_is_the_plain_one_and_every_backend_runs_it():
+    network = calibrated(2)
+    assert [type(layer) for layer in network.graph] == [type(layer) for layer in coarse().graph]
+    moved = 0
+    for layer in network.graph:
+        if isinstance(layer, IntegrateFire):
+            assert (layer.threshold == 1).all()
+            assert set((16 * (1 - layer.level)).tolist()) <= set(range(9))
+            moved += (layer.level != 0.5).sum()
+    assert moved > 0
+    x, _ = digits.test_images()
+    for name in ("spikingjelly", "snntorch"):
+        require(name)
+    agreement = network.validate(x, 5, ["spikingjelly", "snntorch"])
+    assert agreement.agreed
+
+
+@pytest.mark.lava
+def test_lava_runs_it():
+    require("lava")
+    assert calibrated(2).validate(digits.test_images()[0][:20], 2, ["lava"]).agreed
+
+
+def test_it_can_be_quantized():
+    x, y = digits.test_images()
+    network = calibrated(4)
+    whole = network.quantize(8, calibration=load_digits()[0][:200])
+    pixels = whole.pixels(x)
+    spikes, readout = whole_numbers.spikes_of(whole.to_nir(), pixels[:40].numpy(), 4)
+    record = whole.run(pixels[:40], 4)
+    assert all(np.array_equal(record.spikes(layer), spikes[layer]) for layer in whole.layers)
+    assert np.array_equal(record.readout, readout)
+    assert whole.simulate(pixels, 4).accuracy(y)[-1] > network.simulate(x, 4).accuracy(y)[-1] - 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_changes_only_its_own(kind):
+    before = coarse().graph
+    after = coarse().calibrate(load_digits()[0][:40], 3, kinds=[kind]).graph
+    changed = set()
+    for old, new in zip(before, after, strict=True):
+        if isinstance(old, IntegrateFire) and not np.array_equal(old.level, new.level):
+            changed.add("potential")
+        if isinstance(old, Affine) and not np.array_equal(old.weight, new.weight):
+            rows = old.weight.reshape(len(old.weight), -1), new.weight.reshape(len(old.weight), -1)
+            used = np.abs(rows[0]).argmax(axis=1)
+            gain = rows[1][range(len(used)), used] / rows[0][range(len(used)), used]
+            np.testing.assert_allclose(rows[1], rows[0] * gain[:, None], rtol=1e-5)
+            np.testing.assert_allclose(new.bias, old.bias * gain, rtol=1e-5)
+            changed.add("gain")
+        elif isinstance(old, Affine) and not np.array_equal(old.bias, new.bias):
+            changed.add("bias")
+    assert changed == {kind}
+
+
+def test_the_same_again():
+    x = load_digits()[0][:60]
+    one, other = coarse().calibrate(x, 2), coarse().calibrate(x, 2)
+    for a, b in zip(one.graph, other.graph, strict=True):
+        for name in ("weight", "bias", "level", "scale"):
+            assert np.array_equal(getattr(a, name, 0), getattr(b, name, 0))
+
+
+@pytest.mark.parametrize("name", networks.ALL)
+def test_all_kinds_of_networks(name):
+    """Residual sums and their scales, concatenations, signals, outputs that spike: nearer at the output, or as near."""
+    model, shape = networks.ALL[name]()
+    x = torch.rand(64, *shape)
+    network = bridge.convert(model, x)
+    fitted = network.calibrate(x, 3)
+    with torch.no_grad():
+        wanted = model.eval()(x).numpy()
+    errors = [np.square(n.simulate(x, 3).outputs[-1] - wanted).mean() for n in (network, fitted)]
+    assert errors[1] <= errors[0] * 1.05, errors
+    for layer in fitted.graph:
+        assert layer.inputs == network.graph[layer.name].inputs
+
+
+def test_what_may_be_changed_for_a_layer():
+    """A join's branches; a scale of its own; not what another layer hears too."""
+    network = bridge.convert(networks.residual()[0], torch.rand(1, *networks.residual()[1]))
+    feeding = {
+        layer.name: [one.name for one in _feeding(network.graph, layer.inputs[0])]
+        for layer in network.graph
+        if isinstance(layer, IntegrateFire)
+    }
+    assert feeding["layer_1"] == ["layer_0"]
+    assert feeding["layer_3"] == ["layer_2_branches_0_3", "layer_1_to_add"]
+    assert feeding["layer_5"] == ["layer_4_branches_0_3", "layer_4_branches_1_0"]
+    assert feeding["layer_6_branches_2_0"] == ["layer_5_to_layer_6_branches_2_0"]
+    fitted = network.calibrate(torch.rand(20, *networks.residual()[1]), 3, kinds=["bias"]).graph
+    for name in ("layer_1_to_add", "layer_5_to_layer_6_branches_2_0"):
+        assert np.array_equal(network.graph[name].scale, fitted[name].scale)
+
+
+def test_bad_input(tmp_path):
+    x = load_digits()[0][:8]
+    for arguments, message in (
+        ({"steps": 0}, "steps"),
+        ({"kinds": ["colour"]}, "kinds"),
+        ({"kinds": []}, "kinds"),
+        ({"kinds": "bias"}, "kinds"),
+        ({"data": x[:3]}, "at least 4 images"),
+        ({"data": x[:, :, 1:]}, "expected at least one image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            coarse().calibrate(**{"data": x, "steps": 2, **arguments})
+    with pytest.raises(InputError, match="calibrate the one it was made from"):
+        digits.quantized(8).calibrate(digits.quantized(8).pixels(x), 2)
+    coarse().save(tmp_path / "net.nir")
+    with pytest.raises(ConversionError, match="no ANN"):
+        bridge.load(tmp_path / "net.nir").calibrate(x, 2)
+
+
+def test_a_network_without_neurons_to_correct():
+    """Neurons right behind the input: there are no weights to put a bias in."""
+    model = nn.Sequential(QCFS(4, 1.0), nn.Linear(3, 2))
+    network = bridge.convert(model, torch.rand(8, 3))
+    fitted = network.calibrate(torch.rand(40, 3), 2)
+    assert fitted.simulate(torch.rand(5, 3), 2).outputs.shape == (2, 5, 2)
