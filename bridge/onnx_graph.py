@@ -90,14 +90,14 @@ def _model(graph: LayerGraph) -> ModelProto:
     model.graph.input.append(described(graph.input))
     model.graph.output.append(described(graph.output))
     model.graph.value_info.extend(described(layer) for layer in graph.layers[1:-1])
-    parts = _Parts(model.graph)
+    parts = Parts(model.graph)
     for layer in graph.layers[1:]:
         RULES[type(layer)](parts, layer, graph.shapes[layer.name])
     return model
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """Adds nodes and initializers to `graph`, in place: helpers that copy would hold the weights several times."""
 
     graph: GraphProto
@@ -115,12 +115,12 @@ class _Parts:
         return name
 
 
-def _linear(parts: _Parts, layer: Linear, shape: Shape) -> None:
+def _linear(parts: Parts, layer: Linear, shape: Shape) -> None:
     weight, bias = parts.tensor(f"{layer.name}.weight", layer.weight), parts.tensor(f"{layer.name}.bias", layer.bias)
     parts.node("Gemm", layer.name, (*layer.inputs, weight, bias), transB=1)
 
 
-def _conv(parts: _Parts, layer: Conv1d | Conv2d, shape: Shape) -> None:
+def _conv(parts: Parts, layer: Conv1d | Conv2d, shape: Shape) -> None:
     weight, bias = parts.tensor(f"{layer.name}.weight", layer.weight), parts.tensor(f"{layer.name}.bias", layer.bias)
     padding = _sizes(layer.padding)
     parts.node(
@@ -135,18 +135,18 @@ def _conv(parts: _Parts, layer: Conv1d | Conv2d, shape: Shape) -> None:
     )
 
 
-def _batch_norm(parts: _Parts, layer: BatchNorm, shape: Shape) -> None:
+def _batch_norm(parts: Parts, layer: BatchNorm, shape: Shape) -> None:
     channels = len(layer.scale)
     values = {"scale": layer.scale, "shift": layer.shift, "mean": np.zeros(channels), "variance": np.ones(channels)}
     tensors = [parts.tensor(f"{layer.name}.{what}", array) for what, array in values.items()]
     parts.node("BatchNormalization", layer.name, (*layer.inputs, *tensors), epsilon=0.0)
 
 
-def _scale(parts: _Parts, layer: Scale, shape: Shape) -> None:
-    parts.node("Mul", layer.name, (*layer.inputs, parts.tensor(f"{layer.name}.scale", _channels(layer.scale, shape))))
+def _scale(parts: Parts, layer: Scale, shape: Shape) -> None:
+    parts.node("Mul", layer.name, (*layer.inputs, parts.tensor(f"{layer.name}.scale", per_channel(layer.scale, shape))))
 
 
-def _avg_pool(parts: _Parts, layer: AvgPool2d, shape: Shape) -> None:
+def _avg_pool(parts: Parts, layer: AvgPool2d, shape: Shape) -> None:
     parts.node(
         "AveragePool",
         layer.name,
@@ -158,21 +158,21 @@ def _avg_pool(parts: _Parts, layer: AvgPool2d, shape: Shape) -> None:
     )
 
 
-def _flatten(parts: _Parts, layer: Flatten, shape: Shape) -> None:
+def _flatten(parts: Parts, layer: Flatten, shape: Shape) -> None:
     parts.node("Flatten", layer.name, layer.inputs, axis=1)
 
 
-def _add(parts: _Parts, layer: Add, shape: Shape) -> None:
+def _add(parts: Parts, layer: Add, shape: Shape) -> None:
     parts.node("Add", layer.name, layer.inputs)
 
 
-def _concat(parts: _Parts, layer: Concat, shape: Shape) -> None:
+def _concat(parts: Parts, layer: Concat, shape: Shape) -> None:
     parts.node("Concat", layer.name, layer.inputs, axis=1)
 
 
-def _activation(parts: _Parts, layer: ClipFloorShift, shape: Shape) -> None:
+def _activation(parts: Parts, layer: ClipFloorShift, shape: Shape) -> None:
     name = layer.name
-    threshold = parts.tensor(f"{name}.threshold", _channels(layer.threshold, shape))
+    threshold = parts.tensor(f"{name}.threshold", per_channel(layer.threshold, shape))
     levels = parts.tensor(f"{name}.levels", layer.levels)
     half, zero, one = (parts.tensor(f"{name}.{what}", value) for what, value in CONSTANTS.items())
     scaled = parts.node("Mul", f"{name}/times_levels", (*layer.inputs, levels))
@@ -187,7 +187,7 @@ def _activation(parts: _Parts, layer: ClipFloorShift, shape: Shape) -> None:
 CONSTANTS = {"half": 0.5, "zero": 0.0, "one": 1.0}
 
 
-def _channels(values: np.ndarray, shape: Shape) -> np.ndarray:
+def per_channel(values: np.ndarray, shape: Shape) -> np.ndarray:
     """One value a channel ``[C]``, shaped to broadcast over ``[B, *shape]``."""
     return values.reshape(-1, *[1] * (len(shape) - 1))
 
@@ -196,7 +196,7 @@ def _sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else value
 
 
-RULES: dict[type[Layer], Callable[[_Parts, Any, Shape], None]] = {
+RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     Linear: _linear,
     Conv1d: _conv,
     Conv2d: _conv,

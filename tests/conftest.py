@@ -10,7 +10,7 @@ import torch
 
 from bridge import registry
 
-BACKENDS = ("lava", "snntorch", "spikingjelly")
+BACKENDS = ("lava", "onnxruntime", "snntorch", "spikingjelly")
 
 
 def require(name: str):

@@ -24,6 +24,7 @@ BACKENDS = [
     "snntorch",
     "slayer",
     "lava-twin",
+    "onnxruntime",
     *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
 ]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]

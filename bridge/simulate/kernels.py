@@ -105,23 +105,22 @@ def _small_sum(layer: SumPool2d) -> Kernel:
     return run
 
 
-def _int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
-    """OneDNN's int8 arithmetic with float32 output; None where it is missing or would not be exact.
+def exact_in_int8(layer: Affine, source: Range, output: Range) -> bool:
+    """Whether integer arithmetic gives the exact sums of whole-number weights, and they fit int8.
 
     Sums are of int32, and what leaves them is below 2^24, which float32 holds.
     """
     weight = layer.weight
-    if (
-        not isinstance(layer, Conv2d | Linear)
-        or not has_int8()
-        or bool((weight < -128).any() or (weight > 127).any())
-        or 2 * float(source.high.max()) * max(1.0, float(np.abs(weight).max())) > LARGEST_PAIR
-        or float(output.partial.max()) > EXACT
-    ):
+    pair = 2 * float(source.high.max()) * max(1.0, float(np.abs(weight).max()))
+    in_range = bool((weight >= -128).all() and (weight <= 127).all())
+    return in_range and pair <= LARGEST_PAIR and float(output.partial.max()) <= EXACT
+
+
+def _int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
+    """OneDNN's int8 arithmetic with float32 output; None where it is missing or would not be exact."""
+    if not isinstance(layer, Conv2d | Linear) or not has_int8() or not exact_in_int8(layer, source, output):
         return None
-    if isinstance(layer, Conv2d):
-        return _int8_convolution(layer)
-    return _int8_linear(layer)
+    return _int8_convolution(layer) if isinstance(layer, Conv2d) else _int8_linear(layer)
 
 
 def _int8_convolution(layer: Conv2d) -> Kernel:

@@ -1,0 +1,63 @@
+"""What the values in the models are called: a layer's output has the layer's name, all else is derived from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bridge.graph import LayerGraph, Shape
+
+X, STEPS, READOUT, OUTPUT = "x", "steps", "readout", "output"
+BATCH_SIZE, LOOP, READOUT_NOW = "batch_size", "time_steps", "readout_now"
+ITERATION, GO_ON, GOES_ON = "iteration", "go_on", "goes_on"
+RESERVED = {X, STEPS, READOUT, OUTPUT, BATCH_SIZE, LOOP, READOUT_NOW, ITERATION, GO_ON, GOES_ON}
+"""Values, and the one node without a value of its name, that belong to no layer."""
+
+MEMBRANE = "_membrane"
+"""u at one step: after integration, before reset."""
+FIRED = "_fired"
+TAKEN = "_taken"
+"""What the reset takes off where a neuron fired, unless that is 1."""
+POTENTIAL = "_potential"
+"""What a step leaves to the next: u after reset, 0 at first."""
+NEXT = "_potential_next"
+FINAL = "_potential_final"
+SPIKES, MEMBRANES = "_spikes", "_membranes"
+"""Of all steps."""
+INPUT_BYTES, SUMS_INT32, SUMS = "_input_uint8", "_sums_int32", "_sums"
+PARTS = (MEMBRANE, FIRED, TAKEN, POTENTIAL, NEXT, FINAL, SPIKES, MEMBRANES, INPUT_BYTES, SUMS_INT32, SUMS)
+SIZE, WHOLE = ".size", ".shape"
+"""Of zeros: without and with the batch."""
+BYTES = "_int8"
+"""Parameters as the file stores them, before they are widened."""
+PARAMETERS = (".weight", ".bias", ".scale", ".level", ".threshold")
+
+
+def zeros(shape: Shape) -> str:
+    """The first potentials of all layers of this shape."""
+    return f"zeros_{'x'.join(map(str, shape))}"
+
+
+def unambiguous(graph: LayerGraph) -> LayerGraph:
+    """`graph` with its input called ``x``, and underscores behind a layer's name where two values would share one.
+
+    The layers keep their order. ONNX allows no name twice, not even in the body of a loop and around it.
+    """
+    taken = {*RESERVED, *(zeros(graph.shapes[name]) + part for name in graph.spiking for part in ("", SIZE, WHOLE))}
+    new = {graph.input.name: X}
+    for layer in graph.layers[1:]:
+        name = layer.name
+        while not taken.isdisjoint(_values(name)):
+            name += "_"
+        taken.update(_values(name))
+        new[layer.name] = name
+    return LayerGraph(
+        tuple(
+            replace(layer, name=new[layer.name], inputs=tuple(new[source] for source in layer.inputs))
+            for layer in graph
+        )
+    )
+
+
+def _values(layer: str) -> set[str]:
+    """All names that `layer` may need."""
+    return {layer, *(layer + part for part in (*PARTS, *PARAMETERS)), *(layer + part + BYTES for part in PARAMETERS)}

@@ -1,0 +1,508 @@
+"""Training: the same to the bit after any interruption, alone and in two processes; its files and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bridge
+from bridge.errors import BridgeError, InputError
+from bridge.zoo import train as training
+from bridge.zoo.data import Dataset, Images
+from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
+from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, load_weights, train
+
+TINY = Recipe(
+    epochs=4,
+    batch_size=32,
+    learning_rate=0.05,
+    schedule="one-cycle",
+    threshold=2.0,
+    relu_epochs=2,
+    padding=1,
+    flip=False,
+    autoaugment=False,
+    cutout=2,
+)
+STEPS = 5
+"""An epoch's, of `patterns`."""
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+import test_train
+test_train.in_another_process(Path(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+class Interruption(Exception):  # noqa: N818 it is no error
+    """What stops a run in these tests."""
+
+
+def patterns(images: int = 170, seed: int = 0) -> Dataset:
+    """Ten patterns of 8×8 pixels under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = torch.rand(10, 1, 8, 8, generator=generator)
+    parts = []
+    for count in (images, 50):
+        y = torch.arange(count) % 10
+        x = pattern[y] + 0.2 * torch.randn(count, 1, 8, 8, generator=generator)
+        parts.append(Images((x * 255).clamp(0, 255).to(torch.uint8), y))
+    return Dataset("patterns", *parts, tuple("abcdefghij"), (0.5,), (0.3,))
+
+
+def small_train(out: Path, recipe: Recipe = TINY, **options) -> training.Result:
+    return train("digits", patterns(), recipe, out, **{"compile": False, "device": "cpu", **options})
+
+
+def in_another_process(out: Path, stop_at: int) -> None:
+    """Train, with a checkpoint after every batch, and raise at a step. Each process keeps the weights it ends with."""
+    training.learning_rate = stopping(stop_at)
+    result = small_train(out, checkpoint_minutes=0.0)
+    torch.save(result.model.state_dict(), out / f"rank{os.environ.get('RANK', '0')}.pt")
+
+
+def stopping(at: int):
+    """A `learning_rate` that raises in the step with number `at`, counted from 0."""
+    calls = iter(range(10**9))
+
+    def rate(*arguments):
+        if next(calls) == at:
+            raise Interruption
+        return learning_rate(*arguments)
+
+    return rate
+
+
+def same(one: nn.Module | dict, other: nn.Module | dict) -> bool:
+    """Whether two networks have the same weights, to the bit."""
+    one, other = (m.state_dict() if isinstance(m, nn.Module) else m for m in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A program that runs `in_another_process`, with its folder and its last step as arguments."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(tests=str(Path(__file__).parent)), encoding="utf-8")
+    return path
+
+
+# Interrupted and resumed
+
+
+def interrupted_at(step: int, out: Path, monkeypatch, **options) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", stopping(step))
+        with pytest.raises(Interruption):
+            small_train(out, **options)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("step", [3, STEPS, 2 * STEPS, 2 * STEPS + 2, 4 * STEPS - 1])
+def test_a_resumed_run_ends_with_the_same_weights(step, precision, tmp_path, monkeypatch):
+    recipe = replace(TINY, precision=precision)
+    whole = small_train(tmp_path / "whole", recipe)
+    interrupted_at(step, tmp_path / "parts", monkeypatch, recipe=recipe, checkpoint_minutes=0.0)
+    resumed = small_train(tmp_path / "parts", recipe)
+    assert same(whole.model, resumed.model)
+    for line, other in zip(whole.metrics, resumed.metrics, strict=True):
+        assert {**line, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_it_goes_on_from_the_last_checkpoint_and_not_from_the_start(tmp_path, monkeypatch):
+    interrupted_at(2 * STEPS + 2, tmp_path, monkeypatch, checkpoint_minutes=0.0)
+    steps = []
+    monkeypatch.setattr(training, "learning_rate", lambda *a: steps.append(a[1:]) or learning_rate(*a))
+    small_train(tmp_path)
+    assert steps[0] == (2, 2 / STEPS)
+    assert len(steps) == 2 * STEPS - 2
+
+
+def test_without_resume_it_starts_anew(tmp_path, monkeypatch):
+    interrupted_at(STEPS + 1, tmp_path, monkeypatch)
+    steps = []
+    monkeypatch.setattr(training, "learning_rate", lambda *a: steps.append(a) or learning_rate(*a))
+    small_train(tmp_path, resume=False)
+    assert len(steps) == 4 * STEPS
+
+
+def test_a_run_that_is_over_is_not_repeated(tmp_path, monkeypatch):
+    first = small_train(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    monkeypatch.setattr(training, "learning_rate", stopping(0))
+    assert same(small_train(tmp_path).model, first.model)
+    assert same(load_weights(tmp_path / WEIGHTS), first.model)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, script):
+    whole, out = small_train(tmp_path / "whole"), tmp_path / "killed"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, str(script), str(out), "-1"])
+        before = modified(out / CHECKPOINT)
+        while modified(out / CHECKPOINT) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.random() / 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert same(small_train(out).model, whole.model)
+    assert len(lines(out)) == TINY.epochs
+    assert [path.name for path in out.iterdir() if path.name.startswith(".checkpoint")] == []
+
+
+def modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch has deprecated
+def test_compiled_it_ends_with_the_same_weights_too(tmp_path, monkeypatch):
+    whole = small_train(tmp_path / "whole", compile=True)
+    interrupted_at(2 * STEPS + 2, tmp_path / "parts", monkeypatch, compile=True, checkpoint_minutes=0.0)
+    assert same(small_train(tmp_path / "parts", compile=True).model, whole.model)
+    uncompiled = small_train(tmp_path / "uncompiled")
+    for line, other in zip(whole.metrics, uncompiled.metrics, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=0.1)  # dropout has other random numbers
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_can_be_resumed(tmp_path, script):
+    def start(out: Path, stop_at: int) -> int:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run([*command, str(script), str(out), str(stop_at)], capture_output=True, timeout=200)
+        return done.returncode
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start(whole, -1) == 0
+    weights = [torch.load(whole / f"rank{rank}.pt") for rank in range(2)]
+    assert same(*weights)
+    assert same(load_weights(whole / WEIGHTS), weights[0])
+    assert len(lines(whole)) == TINY.epochs
+    assert not same(small_train(tmp_path / "alone").model, weights[0])  # batch norm sees half a batch
+    assert start(parts, 2 * STEPS + 2) != 0
+    assert not (parts / WEIGHTS).exists()
+    assert start(parts, -1) == 0
+    assert same(load_weights(parts / WEIGHTS), weights[0])
+
+
+# What training does
+
+
+def test_the_seed_decides_everything(tmp_path):
+    torch.manual_seed(1)
+    one = small_train(tmp_path / "one")
+    following = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(following, torch.rand(1))  # the caller's random numbers are untouched
+    assert same(one.model, small_train(tmp_path / "two").model)
+    assert not same(one.model, small_train(tmp_path / "three", seed=1).model)
+
+
+def test_every_step_has_random_numbers_of_its_own(tmp_path):
+    seen = []
+
+    def augment(x, mean, std, generator, **options):
+        seen.append((generator.initial_seed(), tuple(x.flatten().tolist())))
+        assert options == {"padding": 1, "flip": False, "autoaugment": False, "cutout": 2}
+        return patterns().normalise(x)
+
+    small_train(tmp_path, augment=augment)
+    assert len(seen) == 4 * STEPS
+    assert len({seed for seed, _ in seen}) == len({images for _, images in seen}) == 4 * STEPS
+
+
+def test_a_module_is_trained_in_training_mode(tmp_path):
+    model = training.build("digits", 10, (1, 8, 8), levels=8, threshold=2.0).eval()
+    before = model.norm1.running_mean.clone()
+    train(model, patterns(), replace(TINY, epochs=1, relu_epochs=0), tmp_path, compile=False, device="cpu")
+    assert not torch.equal(model.norm1.running_mean, before)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+@pytest.mark.parametrize("relu_epochs", [0, 3])
+def test_it_learns(schedule, relu_epochs, tmp_path):
+    recipe = replace(TINY, epochs=10, relu_epochs=relu_epochs, schedule=schedule, padding=0, cutout=0)
+    result = small_train(tmp_path, recipe)
+    assert result.metrics[-1]["loss"] < result.metrics[0]["loss"] / 2
+    assert result.accuracy > 0.9
+    assert not result.model.training
+
+
+def observed(out: Path, recipe: Recipe) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Input, output and λ of a network's QCFS in every training step."""
+    seen = []
+
+    def hook(module, arguments, result):
+        if module.training:
+            seen.append((arguments[0].detach(), result.detach(), module.threshold.item()))
+
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), bridge.QCFS(8, 3.0), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
+    model[2].register_forward_hook(hook)
+    train(model, patterns(), recipe, out, compile=False, device="cpu")
+    return seen
+
+
+def test_relu_comes_first_and_then_qcfs_with_fitted_thresholds(tmp_path):
+    seen = observed(tmp_path, replace(TINY, epochs=3, relu_epochs=2))
+    assert len(seen) == 3 * STEPS
+    for z, a, threshold in seen[: 2 * STEPS]:
+        assert torch.equal(a, z.relu())
+        assert threshold == 3.0
+    fitted = seen[2 * STEPS][2]
+    assert fitted != 3.0
+    assert 0 < fitted < max(a.max().item() for _, a, _ in seen[: 2 * STEPS])
+    for z, a, threshold in seen[2 * STEPS :]:
+        assert len(a.unique()) <= 9
+        assert not torch.equal(a, z.relu())
+        assert a.max() <= threshold * 1.0001
+
+
+def test_without_relu_epochs_it_is_qcfs_from_the_start(tmp_path):
+    seen = observed(tmp_path, replace(TINY, epochs=1, relu_epochs=0))
+    assert seen[0][2] == 3.0
+    assert all(len(a.unique()) <= 9 for _, a, _ in seen)
+
+
+def test_qcfs_stays_in_float32_under_bfloat16(tmp_path):
+    for z, a, _ in observed(tmp_path, replace(TINY, epochs=2, relu_epochs=1, precision="bfloat16")):
+        assert z.dtype == a.dtype == torch.float32
+
+
+def test_thresholds_have_a_decay_of_their_own(tmp_path):
+    recipe = replace(TINY, epochs=1, relu_epochs=0, weight_decay=0.0)
+    spared = observed(tmp_path / "spared", replace(recipe, threshold_weight_decay=0.0))[-1][2]
+    decayed = observed(tmp_path / "decayed", replace(recipe, threshold_weight_decay=1.0))[-1][2]
+    assert decayed < 0.95 * spared
+
+
+def test_held_out_images_are_reported_on_and_not_trained_on(tmp_path):
+    result = small_train(tmp_path, held_out=40)
+    assert all("test_accuracy" not in line and 0 <= line["held_out_accuracy"] <= 1 for line in result.metrics)
+    assert 0 <= result.accuracy <= 1
+    assert "40 of the training images held out" in (tmp_path / CARD).read_text()
+
+
+def test_a_module_that_stops_half_way_gets_its_qcfs_back(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), bridge.QCFS(8, 3.0), nn.Flatten(), nn.Linear(8 * 36, 10))
+    monkeypatch.setattr(training, "learning_rate", stopping(2))
+    with pytest.raises(Interruption):
+        train(model, patterns(), TINY, tmp_path, compile=False, device="cpu")
+    assert len(model[1](torch.linspace(-1, 5, 100)[:, None]).unique()) == 9
+    assert model[1].threshold.requires_grad
+
+
+# What it leaves
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+
+
+def test_metrics_are_lines_of_json(tmp_path):
+    result = small_train(tmp_path, evaluate_every=3)
+    assert lines(tmp_path) == result.metrics
+    assert [line["epoch"] for line in result.metrics] == [1, 2, 3, 4]
+    assert [line["activation"] for line in result.metrics] == ["relu", "relu", "qcfs", "qcfs"]
+    assert [line["test_accuracy"] is None for line in result.metrics] == [True, True, False, False]
+    assert result.metrics[-1]["test_accuracy"] == result.accuracy
+    assert all(line["learning_rate"] > 0 and line["seconds"] >= 0 for line in result.metrics)
+
+
+def test_weights_come_back_as_the_network(tmp_path):
+    recipe = replace(TINY, levels=4, epochs=1, relu_epochs=0)
+    result = small_train(tmp_path, recipe)
+    loaded = load_weights(tmp_path / WEIGHTS)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(loaded(x), result.model(x))
+    assert not loaded.training
+    assert {module.levels for module in loaded.modules() if isinstance(module, bridge.QCFS)} == {4}
+
+
+def test_the_card_says_how_to_train_it_again(tmp_path):
+    result = small_train(tmp_path)
+    card = (tmp_path / CARD).read_text()
+    assert f"{result.accuracy:.2%}" in card
+    assert f"| epochs | {TINY.epochs} |" in card
+    recipe = next(line for line in card.splitlines() if line.startswith("recipe = "))
+    assert eval(recipe.removeprefix("recipe = "), {"Recipe": Recipe}) == TINY
+    assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mnist", (1, 28, 28)), ("digits", (1, 8, 8)), ("resnet20", (3, 32, 32)), ("resnet18", (3, 32, 32))],
+)
+def test_the_zoo_by_name(name, shape):
+    model = training.build(name, 10, shape, levels=4, threshold=3.0).eval()
+    assert model(torch.rand(2, *shape)).shape == (2, 10)
+    activations = [module for module in model.modules() if isinstance(module, bridge.QCFS)]
+    assert {(module.levels, module.threshold.item()) for module in activations} == {(4, 3.0)}
+
+
+def test_the_small_network_converts():
+    x = torch.rand(2, 1, 28, 28)
+    model = training.build("mnist", 10, (1, 28, 28), levels=4, threshold=2.0).eval()
+    assert bridge.convert(model, x).run(x, 4).readout.shape == (4, 2, 10)
+
+
+# Recipes
+
+
+def test_the_papers_recipe():
+    assert (PAPER.epochs, PAPER.learning_rate, PAPER.momentum, PAPER.weight_decay) == (300, 0.1, 0.9, 5e-4)
+    assert (PAPER.schedule, PAPER.threshold, PAPER.cutout, PAPER.autoaugment) == ("cosine", 8.0, 16, True)
+    rates = [learning_rate(PAPER, epoch, 0.5) for epoch in range(300)]
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=300)
+    for rate in rates:
+        assert rate == pytest.approx(schedule.get_last_lr()[0])
+        optimiser.step()
+        schedule.step()
+
+
+def test_one_cycle_runs_once_for_each_part():
+    rates = [learning_rate(SHORT, epoch, done / 10) for epoch in range(SHORT.epochs) for done in range(10)]
+    parts = rates[: SHORT.relu_epochs * 10], rates[SHORT.relu_epochs * 10 :]
+    for part, peak in zip(parts, (SHORT.learning_rate, SHORT.fine_tuning_rate), strict=True):
+        assert max(part) == pytest.approx(peak)
+        assert part[0] < peak / 10
+        assert part[-1] < peak / 1000
+
+
+def test_changes_to_a_recipe():
+    assert recipe_named("short", ["epochs=9", "relu_epochs=0", "flip=false", "schedule=cosine", "momentum=0.8"]) == (
+        replace(SHORT, epochs=9, relu_epochs=0, flip=False, schedule="cosine", momentum=0.8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("shorter", "epochs=3", "recipe 'shorter': expected one of paper, short"),
+        ("short", "epoch=3", "where name is one of epochs"),
+        ("short", "epochs", "expected name=value"),
+        ("short", "epochs=many", "epochs must be a whole number, got 'many'"),
+        ("short", "flip=perhaps", "flip must be true or false"),
+        ("short", "schedule=linear", "schedule must be one of cosine, one-cycle"),
+        ("short", "momentum=1", "momentum must be at least 0 and below 1, got 1.0"),
+        ("short", "relu_epochs=40", "relu_epochs must be at least 0 and below epochs, got 40"),
+        ("short", "learning_rate=nan", "learning_rate must be positive, got nan"),
+        ("short", "cutout=-1", "cutout must be at least 0"),
+    ],
+)
+def test_a_bad_recipe(name, change, message):
+    with pytest.raises(InputError, match=message):
+        recipe_named(name, [change])
+
+
+def test_a_recipe_of_the_wrong_kind():
+    with pytest.raises(InputError, match=r"epochs must be int, got 2\.5"):
+        replace(SHORT, epochs=2.5)
+    with pytest.raises(InputError, match="flip must be bool, got 1"):
+        replace(SHORT, flip=1)
+
+
+# Errors
+
+
+def test_a_checkpoint_of_another_run(tmp_path):
+    small_train(tmp_path)
+    with pytest.raises(InputError, match=r"seed is 0 there, 1 here; recipe.levels is 8 there, 4 here.*resume=False"):
+        small_train(tmp_path, replace(TINY, levels=4), seed=1)
+    with pytest.raises(InputError, match=r"images is \d+ there, \d+ here"):
+        train("digits", patterns(seed=1), TINY, tmp_path, compile=False, device="cpu")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint(damage, tmp_path):
+    small_train(tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-1000] if damage is None else damage)
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a run, or damaged .*resume=False"):
+        small_train(tmp_path)
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    small_train(tmp_path)
+    content = torch.load(tmp_path / CHECKPOINT)
+    del content["model"]["readout.bias"]
+    torch.save(content, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="damaged"):
+        small_train(tmp_path)
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    message = r"loss became (nan|inf) in epoch 1, batch \d; .*Last good checkpoint: .*checkpoint.pt, after epoch 0 and"
+    with pytest.raises(BridgeError, match=message):
+        small_train(tmp_path, replace(TINY, learning_rate=1e30), checkpoint_minutes=0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "options", "message"),
+    [
+        ("resnet5", TINY, {}, "model 'resnet5': expected one of resnet18"),
+        ("resnet20", TINY, {}, r"resnet20 does not take images \[1, 8, 8\]"),
+        ("vgg16", TINY, {}, r"vgg16: it does not take images \[1, 8, 8\]: .*multiple of 32"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), TINY, {}, "Sequential has no QCFS"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 9), bridge.QCFS(8)), TINY, {}, r"gives \[9\] values .* 10 classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), bridge.QCFS(4)), TINY, {}, r"has L = \[4\], the recipe L = 8"),
+        ("digits", replace(TINY, batch_size=200), {}, "batch_size = 200, but there are only 170"),
+        ("digits", TINY, {"held_out": 170}, "held_out from 0 to 169; got 1 and 170"),
+        ("digits", TINY, {"evaluate_every": 0}, "evaluate_every must be at least 1"),
+    ],
+)
+def test_bad_input(model, recipe, options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train(model, patterns(), recipe, tmp_path, compile=False, device="cpu", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        small_train(tmp_path / "file" / "out")
+
+
+def test_weights_of_something_else(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(InputError, match=r"cannot be read|not weights"):
+        load_weights(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"not weights that bridge\.zoo\.train wrote"):
+        load_weights(tmp_path / "other.safetensors")
+    observed(tmp_path, replace(TINY, epochs=1, relu_epochs=0))
+    with pytest.raises(InputError, match=r"holds weights of Sequential; make that module and use"):
+        load_weights(tmp_path / WEIGHTS)
+
+
+def test_without_safetensors_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(BridgeError, match="pip install"):
+        small_train(tmp_path)
