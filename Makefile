@@ -1,6 +1,6 @@
 # On a fresh machine with Python 3.11, `make demo` and `make test` do everything; set-up runs once, then only when
 # pyproject.toml or constraints.txt change.
-.PHONY: setup demo test lint doctor clean
+.PHONY: setup demo test lint bench doctor clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is not Python 3.11, which all backends together need: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,lava,dev]"
+	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,lava,fast,dev]"
 	# lava-nc and lava-dl declare Python < 3.11 and numpy < 2; exporters/lava/compat.py makes them run on what is here.
 	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl
 	@touch $(READY)
@@ -32,6 +32,12 @@ lint: $(READY)
 
 test: $(READY) lint
 	$(BIN)/pytest
+
+# Everything docs/speed.md and docs/lava_speed.md say, measured here: about an hour, on a machine with nothing else to do.
+bench: $(READY)
+	$(BIN)/python benchmarks/simulation.py --limit 10 --out docs/speed.json --markdown docs/speed_table.md
+	$(BIN)/python benchmarks/where_time_goes.py --out docs/where_time_goes.json
+	$(BIN)/python benchmarks/lava_speed.py --out docs/lava_speed.json
 
 doctor: $(READY)
 	$(BIN)/qcfs-bridge doctor

@@ -60,7 +60,7 @@ LEVELS = 4
 STEPS, BATCHES, ROUNDS, LIMIT = (1, 4, 8, 32), (1, 32), 5, 30.0
 PARTS = ("speed", "memory", "conversion")
 CHECK_IMAGES, CHECK_STEPS = 2, 4
-MEMORY_BATCH, MEMORY_STEPS = 32, (8, 32)
+MEMORY_BATCH, MEMORY_STEPS = 32, (8, 16, 32)
 LAVA_CASE = ("digits", 8, 32)
 """Lava's stock processes take minutes for anything larger."""
 SHORT, MOST_CALLS = 0.05, 200
@@ -495,9 +495,10 @@ def memory(
     options: argparse.Namespace,
 ) -> dict[str, dict[str, float]]:
     """MiB by contender and T, each measured in a process of its own; none for what was too slow to be timed."""
-    wanted = [s for s in MEMORY_STEPS if s in options.steps and MEMORY_BATCH in options.batches]
-    slow = {(name, case["steps"]) for case in cases if case["batch"] == MEMORY_BATCH for name in case["left_out"]}
-    jobs = [(name, steps) for name in runs for steps in wanted if (name, steps) not in slow and name != "lava-fixed"]
+    wanted = [s for s in MEMORY_STEPS if s <= max(options.steps) and MEMORY_BATCH in options.batches]
+    slow = [(name, case["steps"]) for case in cases if case["batch"] == MEMORY_BATCH for name in case["left_out"]]
+    least = {name: min(steps for other, steps in slow if other == name) for name, _ in slow}
+    jobs = [(n, s) for n in runs for s in wanted if s < least.get(n, s + 1) and n != "lava-fixed"]
     results: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as folder:
         if jobs:

@@ -66,6 +66,9 @@ def convert(
         int | None, typer.Option(help="Also quantize: whole numbers with weights of so many bits. Needs --images.")
     ] = None,
     scheme: Annotated[str, typer.Option(help="Thresholds per_channel or per_layer, if quantized.")] = "per_channel",
+    calibrate: Annotated[
+        int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
+    ] = None,
 ) -> None:
     """Convert a network and write it as NIR."""
     with _bad_input():
@@ -73,12 +76,36 @@ def convert(
 
         example = None if images is None else _images(images)
         network = _network(source, example)
-        if weight_bits is not None:
-            if example is None:
-                raise InputError("--weight-bits needs calibration images: give them with --images")
+        if example is None and (weight_bits is not None or calibrate is not None):
+            raise InputError("--weight-bits and --calibrate need calibration images: give them with --images")
+        if example is not None and calibrate is not None:
+            network = network.calibrate(example, calibrate)
+        if example is not None and weight_bits is not None:
             network = network.quantize(weight_bits, calibration=example, scheme=scheme)
         network.save(out)
     Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A network of the zoo: resnet20, vgg16, mnist, …")],
+    data: Annotated[str, typer.Argument(help="cifar10, mnist, fashion-mnist, or digits, which needs no files.")],
+    out: Annotated[Path, typer.Argument(help="Folder for weights, model card, metrics and the checkpoint.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the data's files are.")] = None,
+    recipe: Annotated[str, typer.Option(help="paper or short.")] = "short",
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value of the recipe; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    held_out: Annotated[int, typer.Option(help="Training images to report accuracy on, not the test images.")] = 0,
+) -> None:
+    """Train a network with QCFS. Called again after a kill, it goes on where it was."""
+    with _bad_input():
+        from bridge.zoo.train import run as run_training
+
+        changes = change or []
+        result = run_training(
+            model, data, out, recipe=recipe, changes=changes, folder=folder, seed=seed, held_out=held_out
+        )
+    Console(stderr=True).print(f"{result.accuracy:.2%} right: wrote {result.weights}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -149,6 +149,22 @@ def test_pictures_are_pixels_to_whole_numbers(folder):
     assert np.array_equal(SpikeRecord.load("spikes.npz").readout, expected.readout)
 
 
+def test_converting_for_few_steps(folder):
+    """The file holds the calibrated network: levels of its own, the same layers."""
+    call("convert", "cnn.onnx", "plain.nir")
+    call("convert", "cnn.onnx", "two.nir", "--images", "x.npy", "--calibrate", "2")
+    plain, two = bridge.load("plain.nir"), bridge.load("two.nir")
+    assert set(plain.layers) == set(two.layers)
+    assert any((plain.graph[name].level != two.graph[name].level).any() for name in plain.layers)
+
+
+def test_training(folder):
+    arguments = ["train", "digits", "digits", "trained", "--set", "epochs=2", "--set", "relu_epochs=0"]
+    call(*arguments, "--held-out", "90")
+    assert {path.name for path in (folder / "trained").iterdir()} >= {"weights.safetensors", "card.md", "metrics.jsonl"}
+    assert len((folder / "trained" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,6 +184,10 @@ def test_pictures_are_pixels_to_whole_numbers(folder):
         (["validate", "cnn.nir", "x.npy", "--limit", "lava"], "expected name=N"),
         (["validate", "cnn.nir", "x.npy", "--labels", "x.npy"], "one class an image"),
         (["convert", "cnn.onnx", "out.nir", "--weight-bits", "8"], "give them with --images"),
+        (["convert", "cnn.onnx", "out.nir", "--calibrate", "2"], "give them with --images"),
+        (["train", "resnet5", "digits", "out"], "model .resnet5.: expected one of"),
+        (["train", "digits", "letters", "out"], "letters"),
+        (["train", "digits", "digits", "out", "--set", "epoch=3"], "epoch=3"),
         (["report", "cnn.nir", "out.html"], "no agreement can be read"),
         (["compare", "x.npy", "x.npy"], "x.npy"),
     ],

@@ -18,10 +18,12 @@ from torch import nn
 
 import bridge
 from bridge.errors import BridgeError, InputError
+from bridge.zoo import models
 from bridge.zoo import train as training
 from bridge.zoo.data import Dataset, Images
+from bridge.zoo.models import load_weights
 from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
-from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, load_weights, train
+from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, train
 
 TINY = Recipe(
     epochs=4,
@@ -235,7 +237,7 @@ def test_every_step_has_random_numbers_of_its_own(tmp_path):
 
 
 def test_a_module_is_trained_in_training_mode(tmp_path):
-    model = training.build("digits", 10, (1, 8, 8), levels=8, threshold=2.0).eval()
+    model = models.build("digits", 10, (1, 8, 8), levels=8, threshold=2.0).eval()
     before = model.norm1.running_mean.clone()
     train(model, patterns(), replace(TINY, epochs=1, relu_epochs=0), tmp_path, compile=False, device="cpu")
     assert not torch.equal(model.norm1.running_mean, before)
@@ -358,7 +360,7 @@ def test_the_card_says_how_to_train_it_again(tmp_path):
     [("mnist", (1, 28, 28)), ("digits", (1, 8, 8)), ("resnet20", (3, 32, 32)), ("resnet18", (3, 32, 32))],
 )
 def test_the_zoo_by_name(name, shape):
-    model = training.build(name, 10, shape, levels=4, threshold=3.0).eval()
+    model = models.build(name, 10, shape, levels=4, threshold=3.0).eval()
     assert model(torch.rand(2, *shape)).shape == (2, 10)
     activations = [module for module in model.modules() if isinstance(module, bridge.QCFS)]
     assert {(module.levels, module.threshold.item()) for module in activations} == {(4, 3.0)}
@@ -366,7 +368,7 @@ def test_the_zoo_by_name(name, shape):
 
 def test_the_small_network_converts():
     x = torch.rand(2, 1, 28, 28)
-    model = training.build("mnist", 10, (1, 28, 28), levels=4, threshold=2.0).eval()
+    model = models.build("mnist", 10, (1, 28, 28), levels=4, threshold=2.0).eval()
     assert bridge.convert(model, x).run(x, 4).readout.shape == (4, 2, 10)
 
 

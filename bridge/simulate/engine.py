@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from bridge.errors import InputError
 from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.ranges import EXACT, ranges
 from bridge.records import SpikeRecord
-from bridge.simulate.fire import integrate_fire
+from bridge.simulate.fire import integrate_fire, native
 from bridge.simulate.kernels import Kernel, kernel, on_device, small
 from bridge.simulate.ops import evaluate
 from bridge.simulate.simulation import Simulation
@@ -37,6 +38,9 @@ BLOCK = 8
 """Time steps taken at once: enough to use weights well, few enough that an image's rows stay in the cache."""
 CACHE = 2**20
 """Bytes of drive that are computed at once, about what one core's second cache holds."""
+SPARE = 2**25
+"""Bytes up to which buffers are kept for the next run."""
+LOCK = threading.Lock()
 MEMORY = 2**28
 """Bytes that one run may take for spikes and potentials, roughly, whatever the number of images and steps."""
 
@@ -53,8 +57,9 @@ class _Stage:
     """The one of these, or of the layers, that drives the neurons, or is the end itself."""
     skip: str | None
     """Spikes that are added to the drive inside the neurons' loop."""
-    vectors: tuple[Tensor, Tensor, Tensor]
+    vectors: tuple[Any, Any, Any]
     """One a neuron ``[N]``: how much each of those adds, level, threshold."""
+    neurons: int
     width: int
     """Bytes of the widest row on the way."""
     weights: int
@@ -98,7 +103,10 @@ class Engine:
         self._once = [stage for stage in stages if stage.end.name in graph.constant]
         self._stages = [stage for stage in stages if stage.end.name not in graph.constant]
         self._last = {source: stage for stage in self._stages for source in (*stage.sources, stage.skip or "")}
+        self._slots = self._assign_slots()
+        self._native = native(self.device)
         self._quiet: dict[str, Tensor] = {}
+        self._spare: list[_Buffers] = []
 
     def run(
         self, x: Tensor, steps: int, *, record: bool = False, patience: int | None = None, memory: int = MEMORY
@@ -155,26 +163,40 @@ class Engine:
         level = end.level if isinstance(end, IntegrateFire) else gain
         threshold = end.threshold if isinstance(end, IntegrateFire) else gain
         widths = [math.prod(graph.shapes[name]) for name in (*found, *sources)]
+        vectors = [_per_neuron(values, shape, self.device) for values in (gain, level, threshold)]
         return _Stage(
             end=end,
             layers=layers,
             sources=tuple(dict.fromkeys(sources)),
             drive=drive,
             skip=skip,
-            vectors=(
-                _per_neuron(gain, shape, self.device),
-                _per_neuron(level, shape, self.device),
-                _per_neuron(threshold, shape, self.device),
-            ),
+            vectors=(native(self.device)(vectors[0]), native(self.device)(vectors[1]), native(self.device)(vectors[2])),
+            neurons=len(vectors[1]),
             width=4 * max(widths),
             weights=4 * sum(layer.weight.size for layer in layers if isinstance(layer, Affine)),
         )
 
+    def _assign_slots(self) -> dict[str, tuple[int, int]]:
+        """Each spiking layer's buffer, a number and its N: shared if one layer is last heard before the other fires."""
+        slots: dict[str, tuple[int, int]] = {}
+        free: dict[int, list[int]] = {}
+        for stage in self._stages:
+            if isinstance(stage.end, IntegrateFire):
+                waiting = free.setdefault(stage.neurons, [])
+                number = waiting.pop() if waiting else len(set(slots.values()))
+                slots[stage.end.name] = number, stage.neurons
+            for source in dict.fromkeys((*stage.sources, stage.skip or "")):
+                if source in slots and self._last[source] is stage:
+                    number, neurons = slots[source]
+                    free.setdefault(neurons, []).append(number)
+        return slots
+
     def _bytes(self, steps: int, patience: int | None) -> int:
-        """What one image takes, roughly: spikes and drive of the widest layers; all potentials if they are kept."""
+        """What one image takes, roughly: spikes, the drive of the widest layer, potentials."""
         block = 1 if patience else min(steps, BLOCK)
         widest = max(stage.width for stage in (*self._stages, *self._once))
-        return 2 * block * widest + (4 * self.graph.neurons if steps > block else 0)
+        spikes = sum(neurons for _, neurons in set(self._slots.values()))
+        return block * (widest + spikes) + 4 * (self.graph.neurons if steps > block else 0)
 
     @torch.inference_mode()
     def _run(self, x: Tensor, steps: int, record: bool, patience: int | None) -> Simulation:
@@ -183,62 +205,83 @@ class Engine:
             for stage in self._once:
                 values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
             block = 1 if patience else min(steps, BLOCK)
-            run = _Run(self.graph, len(x), steps, record, values, kept=steps > block)
+            run = _Run(self.graph, len(x), steps, record, values)
+            buffers = self._take(len(x), block, kept=steps > block)
             for start in range(0, steps, block):
-                self._advance(run, min(block, steps - start))
-                if patience:
-                    run.end_early(patience)
-                    if len(run.active) == 0:
+                self._advance(run, buffers, min(block, steps - start))
+                if patience and start + block < steps and (stay := run.end_early(patience)) is not None:
+                    if len(stay) == 0:
                         break
+                    buffers = self._take(len(stay), block, kept=True, before=buffers, stay=stay)
+            self._give(buffers)
         return run.result()
 
-    def _advance(self, run: _Run, steps: int) -> None:
+    def _take(
+        self, images: int, steps: int, *, kept: bool, before: _Buffers | None = None, stay: Tensor | None = None
+    ) -> _Buffers:
+        """Buffers that are spare or new; with the potentials of the images that `stay` from `before`, or zeros."""
+        with LOCK:
+            fitting = [one for one in self._spare if one.of == (images, steps, kept)]
+            if fitting:
+                self._spare.remove(fitting[0])
+        buffers = fitting[0] if fitting else _Buffers(self, images, steps, kept)
+        for name, potential in buffers.potentials.items() if kept else ():
+            if before is None or stay is None:
+                potential.zero_()
+            else:
+                potential.copy_(before.potentials[name][stay.to(potential.device)])
+        return buffers
+
+    def _give(self, buffers: _Buffers) -> None:
+        """Keep small `buffers` for the next run: to allocate them takes as long as a small network's step."""
+        if buffers.size <= SPARE:
+            with LOCK:
+                self._spare = [*self._spare[-3:], buffers]
+
+    def _advance(self, run: _Run, buffers: _Buffers, steps: int) -> None:
         """Take all layers through the next `steps` steps."""
-        values, counts = dict(run.constant), dict[str, NDArray[np.int64]]()
+        if steps < buffers.of[1]:  # the last block is shorter
+            buffers = _Buffers(self, buffers.of[0], steps, kept=True, potentials=buffers.potentials)
+        values, counts = dict(run.constant), dict[str, Any]()
         images = len(run.active)
         for stage in self._stages:
             at_once = max(1, max(CACHE, 2 * stage.weights) // (steps * stage.width))
             parts = [(at, min(images, at + at_once)) for at in range(0, images, at_once)]
-            name, neurons = stage.end.name, stage.vectors[0].numel()
-            if isinstance(stage.end, IntegrateFire):
-                spikes = torch.empty((images, steps, neurons), dtype=torch.uint8, device=self.device)
-                fired = torch.empty((images, steps), dtype=torch.int64, device=self.device)
-                beyond = 0
-                skip = None if stage.skip is None else _flat(values[stage.skip], images)
-                for start, stop in parts:
-                    drive = _flat(self._drive(stage, values, counts, start, stop, steps), stop - start)
-                    part = slice(start, stop)
-                    beyond += integrate_fire(
-                        drive,
-                        None if skip is None else skip[part],
-                        run.potential(name, neurons, part, self.device),
-                        stage.vectors,
-                        spikes[part],
-                        fired[part],
-                        self.limits[name],
-                    )
-                if beyond:
-                    raise InputError(
-                        f"layer {name!r}: {beyond} potentials pass ±{self.limits[name]:.0f} by step "
-                        f"{run.done + steps}, beyond which the arithmetic is not exact. Run fewer steps, or quantize "
-                        "with fewer weight bits"
-                    )
-                values[name] = _rows(spikes, self.graph.shapes[name])
-                counts[name] = fired.cpu().numpy()
-                run.note(name, values[name], counts[name])
-            else:
+            name = stage.end.name
+            if not isinstance(stage.end, IntegrateFire):
                 found = [self._drive(stage, values, counts, *part, steps) for part in parts]
                 values[name] = found[0] if len(found) == 1 else torch.cat(found)
-            for source in (*stage.sources, stage.skip):
-                if source is not None and self._last[source] is stage and source not in run.constant:
-                    values.pop(source, None)
-        run.step(values[self.graph.output.name], steps)
+                continue
+            spikes, potential, fired = buffers.of_layer[name]
+            skip = buffers.of_layer[stage.skip][0] if stage.skip else None
+            if not buffers.of[2]:
+                buffers.potentials[name].zero_()
+            beyond, limit = 0, self.limits[name]
+            for start, stop in parts:
+                drive = self._native(_flat(self._drive(stage, values, counts, start, stop, steps), stop - start))
+                if len(parts) == 1:
+                    beyond = integrate_fire(drive, skip, potential, stage.vectors, spikes, fired, limit)
+                    break
+                part = slice(start, stop)
+                beyond += integrate_fire(
+                    drive, None if skip is None else skip[part], potential[part], stage.vectors,
+                    spikes[part], fired[part], limit,
+                )  # fmt: skip
+            if beyond:
+                raise InputError(
+                    f"layer {name!r}: {beyond} potentials pass ±{limit:.0f} by step {run.done + steps}, beyond which "
+                    "the arithmetic is not exact. Run fewer steps, or quantize with fewer weight bits"
+                )
+            values[name], counts[name] = buffers.rows[name], fired
+            if run.packed is not None:
+                run.keep(name, values[name], steps)
+        run.step(values[self.graph.output.name], buffers.fired, steps)
 
     def _drive(
         self,
         stage: _Stage,
         values: Mapping[str, Tensor],
-        counts: Mapping[str, NDArray[np.int64]],
+        counts: Mapping[str, Any],
         start: int,
         stop: int,
         steps: int,
@@ -247,6 +290,11 @@ class Engine:
         constant = self.graph.constant
         if stage.drive in constant and stage.drive != stage.end.name:
             return values[stage.drive][start:stop]
+        if len(stage.layers) == 1 == len(stage.sources) and stage.sources[0] in counts:  # the usual case
+            (source,) = stage.sources
+            if not counts[source][start:stop].any():
+                return self._silent(stage, (stop - start) * steps)
+            return self._kernels[stage.drive](values[source][start * steps : stop * steps])
         if stage.layers and all(source in counts and not counts[source][start:stop].any() for source in stage.sources):
             return self._silent(stage, (stop - start) * steps)
         local: dict[str, Tensor] = {}
@@ -273,94 +321,98 @@ class Engine:
         return quiet.expand(rows, *quiet.shape[1:])
 
 
-class _Run:
-    """The state of one run, and what has come of it so far."""
+class _Buffers:
+    """What a block of steps writes, for so many images and steps; `kept`: the potentials outlast the block."""
 
     def __init__(
-        self,
-        graph: LayerGraph,
-        images: int,
-        steps: int,
-        record: bool,
-        constant: dict[str, Tensor],
-        *,
-        kept: bool,
+        self, engine: Engine, images: int, steps: int, kept: bool, potentials: dict[str, Tensor] | None = None
     ) -> None:
+        device, graph, slots = engine.device, engine.graph, engine._slots
+        self.of = images, steps, kept
+        shared = {
+            slot: torch.empty((images, steps, slot[1]), dtype=torch.uint8, device=device)
+            for slot in set(slots.values())
+        }
+        if potentials is None and kept:
+            potentials = {name: torch.empty((images, slot[1]), device=device) for name, slot in slots.items()}
+        elif potentials is None:
+            scratch = torch.empty(images * max(n for _, n in slots.values()), device=device)
+            potentials = {n: scratch[: images * slot[1]].reshape(images, -1) for n, slot in slots.items()}
+        self.potentials = potentials
+        fired = torch.empty((len(slots), images, steps), dtype=torch.int64, device=device)
+        self.fired = fired
+        native = engine._native
+        self.of_layer = {
+            name: (native(shared[slot]), native(potentials[name]), native(fired[number]))
+            for number, (name, slot) in enumerate(slots.items())
+        }
+        self.rows = {name: _rows(shared[slot], graph.shapes[name]) for name, slot in slots.items()}
+        self.size = sum(one.numel() for one in shared.values()) + 4 * sum(one.numel() for one in potentials.values())
+
+
+class _Run:
+    """How far a run has come, and what has come of it."""
+
+    def __init__(self, graph: LayerGraph, images: int, steps: int, record: bool, constant: dict[str, Tensor]) -> None:
         self.graph = graph
         self.constant = constant
         self.active = np.arange(images)
         self.done = 0
-        self.spikes = {name: np.zeros((steps, images), np.int64) for name in graph.spiking}
-        self.taken = np.zeros(images, np.int64)
-        self.outputs: NDArray[np.float32] | None = None
-        self._steps, self._kept = steps, kept
-        self._potentials: dict[str, Tensor] = {}
-        self._packed: dict[str, list[NDArray[np.uint8]]] | None = {n: [] for n in graph.spiking} if record else None
+        self.packed: dict[str, list[NDArray[np.uint8]]] | None = {n: [] for n in graph.spiking} if record else None
+        self._spikes = np.zeros((len(graph.spiking), steps, images), np.int64)
+        self._taken = np.zeros(images, np.int64)
         self._readouts: list[NDArray[np.float32]] = []
+        shape = graph.shapes[graph.output.name]
+        self._outputs = np.zeros((steps, images, *shape), np.float32)
+        self._sum = np.zeros((images, *shape), np.float64)
         self._streak = np.zeros(images, np.int64)
         self._leader = np.full(images, -1)
-        self._sum: NDArray[np.float64] | None = None
 
-    def potential(self, name: str, neurons: int, part: slice, device: torch.device) -> Tensor:
-        """The potentials ``[images, N]`` of a layer, kept from one block of steps to the next if there is one."""
-        if not self._kept:
-            return torch.zeros((part.stop - part.start, neurons), device=device)
-        if name not in self._potentials:
-            self._potentials[name] = torch.zeros((len(self.active), neurons), device=device)
-        return self._potentials[name][part]
+    def keep(self, name: str, rows: Tensor, steps: int) -> None:
+        """Keep the spikes of a layer, an image and step a row."""
+        assert self.packed is not None
+        bits = np.packbits(rows.cpu().contiguous().reshape(len(rows) // steps, steps, -1).numpy(), axis=-1)
+        self.packed[name].append(bits.transpose(1, 0, 2))
 
-    def note(self, name: str, rows: Tensor, counts: NDArray[np.int64]) -> None:
-        """Take in the spikes of a layer, an image and step a row, and their numbers ``[images, steps]``."""
-        images, steps = counts.shape
-        self.spikes[name][self.done : self.done + steps, self.active] = counts.T
-        if self._packed is not None:
-            bits = np.packbits(rows.cpu().contiguous().reshape(images, steps, -1).numpy(), axis=-1)
-            self._packed[name].append(bits.transpose(1, 0, 2))
-
-    def step(self, readout: Tensor, steps: int) -> None:
-        """Take in the rows of the last layer."""
-        images = len(self.active)
+    def step(self, readout: Tensor, fired: Tensor, steps: int) -> None:
+        """Take in the rows of the last layer, and all layers' numbers of spikes ``[L, images, steps]``."""
+        images, everyone = len(self.active), len(self.active) == len(self._taken)
+        who = slice(None) if everyone else self.active
         values = readout.float().cpu().reshape(images, steps, *readout.shape[1:]).transpose(0, 1).numpy()
-        if self._packed is not None:
+        self._spikes[:, self.done : self.done + steps, who] = fired.cpu().numpy().transpose(0, 2, 1)
+        if self.packed is not None:
             self._readouts.append(values)
-        if self.outputs is None:
-            self.outputs = np.zeros((self._steps, images, *values.shape[2:]), np.float32)
-            self._sum = np.zeros(values.shape[1:], np.float64)
-        assert self._sum is not None
         for value in values:
             self._sum += value
+            if not everyone:
+                self._outputs[self.done] = self._outputs[self.done - 1]  # of those that have ended
             self.done += 1
-            if len(self.active) < self.outputs.shape[1]:
-                self.outputs[self.done - 1] = self.outputs[self.done - 2]  # of those that have ended
-            self.outputs[self.done - 1, self.active] = (self._sum / self.done).astype(np.float32)
-        self.taken[self.active] = self.done
+            self._outputs[self.done - 1, who] = self._sum / self.done
+        self._taken[who] = self.done
 
-    def end_early(self, patience: int) -> None:
-        """Let go of the images whose largest output has been the same for `patience` steps."""
-        assert self.outputs is not None
-        assert self._sum is not None
+    def end_early(self, patience: int) -> Tensor | None:
+        """Let go of the images whose largest output has been the same for `patience` steps: which stay, if not all."""
         leader = self._sum.reshape(len(self.active), -1).argmax(axis=1)
         self._streak = np.where(leader == self._leader, self._streak + 1, 1)
         self._leader = leader
-        stay = self._streak < patience
-        if self.done < self._steps and not stay.all():
-            self.active, self._streak, self._leader = self.active[stay], self._streak[stay], self._leader[stay]
-            self._sum = self._sum[stay]
-            index = torch.from_numpy(np.flatnonzero(stay))
-            for held in (self._potentials, self.constant):
-                for name, values in held.items():
-                    held[name] = values[index.to(values.device)]
+        stay = np.flatnonzero(self._streak < patience)
+        if len(stay) == len(self.active):
+            return None
+        self.active, self._streak, self._leader = self.active[stay], self._streak[stay], self._leader[stay]
+        self._sum = self._sum[stay]
+        index = torch.from_numpy(stay)
+        self.constant = {name: values[index.to(values.device)] for name, values in self.constant.items()}
+        return index
 
     def result(self) -> Simulation:
         """What came of it."""
-        assert self.outputs is not None
-        self.outputs[self.done :] = self.outputs[self.done - 1]
+        self._outputs[self.done :] = self._outputs[self.done - 1]
         record = None
-        if self._packed is not None:
-            packed = {name: np.concatenate(blocks) for name, blocks in self._packed.items()}
+        if self.packed is not None:
+            packed = {name: np.concatenate(blocks) for name, blocks in self.packed.items()}
             shapes = {name: self.graph.shapes[name] for name in packed}
             record = SpikeRecord(NAME, shapes, packed, np.concatenate(self._readouts))
-        return Simulation(self.outputs, self.spikes, self.taken, record)
+        return Simulation(self._outputs, dict(zip(self.graph.spiking, self._spikes, strict=True)), self._taken, record)
 
 
 def _joined(parts: Sequence[Simulation]) -> Simulation:

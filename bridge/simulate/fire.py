@@ -7,6 +7,7 @@ same with one operation after another. Both give the same bits: a sum, a compari
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,18 +21,24 @@ BLOCK = 2048
 """Neurons that are taken through all steps at once: their potentials, levels and thresholds stay in the first cache."""
 
 
+def native(device: torch.device) -> Callable[[Tensor], Any]:
+    """What makes of a tensor what `integrate_fire` takes: numpy's array of the same memory, or the tensor itself."""
+    return Tensor.numpy if device.type == "cpu" and _compiled() is not None else lambda x: x
+
+
 def integrate_fire(
-    drive: Tensor,
-    skip: Tensor | None,
-    potential: Tensor,
-    vectors: tuple[Tensor, Tensor, Tensor],
-    spikes: Tensor,
-    counts: Tensor,
+    drive: Any,
+    skip: Any,
+    potential: Any,
+    vectors: tuple[Any, Any, Any],
+    spikes: Any,
+    counts: Any,
     limit: float,
 ) -> int:
     """Take B images through S time steps, and count the potentials u whose size passed `limit`.
 
-    ``u = v + drive + gain · skip``; it fires, ``s = (u ≥ level)``; ``v = u − threshold · s``.
+    ``u = v + drive + gain · skip``; it fires, ``s = (u ≥ level)``; ``v = u − threshold · s``. All arrays are what
+    `native` made of tensors.
 
     Args:
         drive: float32 ``[B, S, N]``, or ``[B, 1, N]`` if it is the same at every step.
@@ -42,11 +49,12 @@ def integrate_fire(
         counts: int64 ``[B, S]``, overwritten: spikes of each image and step.
         limit: see above.
     """
-    kernel = _compiled() if drive.device.type == "cpu" else None
-    if kernel is None:
+    if isinstance(drive, Tensor):
         return _by_torch(drive, skip, potential, vectors, spikes, counts, limit)
-    arrays = [x.numpy() for x in (drive, spikes if skip is None else skip, potential, *vectors, spikes, counts)]
-    return int(kernel(*arrays, skip is not None, np.float32(limit)))
+    skips = skip is not None
+    return int(
+        _compiled()(drive, skip if skips else spikes, potential, *vectors, spikes, counts, skips, np.float32(limit))
+    )
 
 
 def _by_torch(
