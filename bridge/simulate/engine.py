@@ -36,8 +36,8 @@ from bridge.simulate.simulation import Simulation
 NAME = "engine"
 BLOCK = 8
 """Time steps taken at once: enough to use weights well, few enough that an image's rows stay in the cache."""
-CACHE = 2**20
-"""Bytes of drive that are computed at once, about what one core's second cache holds."""
+CACHE = 2**21
+"""Bytes of drive that are computed at once: they stay near the processor, and calls are not too many."""
 SPARE = 2**25
 """Bytes up to which buffers are kept for the next run."""
 LOCK = threading.Lock()
@@ -67,7 +67,7 @@ class _Stage:
 
 
 class Engine:
-    """A spiking network made ready to run. A run changes nothing in it, so threads may share it."""
+    """A spiking network made ready to run. What a run changes in it no other sees, so threads may share it."""
 
     def __init__(
         self, graph: LayerGraph, device: str | torch.device = "cpu", limits: Mapping[str, float] | None = None
@@ -192,11 +192,12 @@ class Engine:
         return slots
 
     def _bytes(self, steps: int, patience: int | None) -> int:
-        """What one image takes, roughly: spikes, the drive of the widest layer, potentials."""
+        """What one image takes, roughly: spikes and what else is stored, the widest drive, potentials."""
         block = 1 if patience else min(steps, BLOCK)
         widest = max(stage.width for stage in (*self._stages, *self._once))
         spikes = sum(neurons for _, neurons in set(self._slots.values()))
-        return block * (widest + spikes) + 4 * (self.graph.neurons if steps > block else 0)
+        others = sum(4 * stage.neurons for stage in self._stages if not isinstance(stage.end, IntegrateFire))
+        return block * (widest + spikes + others) + 4 * (self.graph.neurons if steps > block else 0)
 
     @torch.inference_mode()
     def _run(self, x: Tensor, steps: int, record: bool, patience: int | None) -> Simulation:
