@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lava_speed import seconds
 from simulation import SUBJECTS, networks
 
 import bridge.simulate.engine
@@ -28,20 +28,9 @@ from bridge.ranges import Range
 from bridge.simulate.engine import Engine
 from bridge.simulate.kernels import _convolution, _int8, has_int8
 
-STEPS, IMAGES, RUNS = 8, 16, 5
+STEPS, IMAGES = 8, 16
 SIZES = ((16, 32), (64, 32), (128, 16), (256, 8), (512, 4))
 """Channels and size of the feature maps of the convolutions that are tried."""
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Median wall time of `work`, which has run before."""
-    work()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def rates() -> dict[str, float]:

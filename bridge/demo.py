@@ -22,8 +22,8 @@ from bridge.report import html, table
 from bridge.report.plot import plot_rate_error
 
 LEVELS = STEPS = 8
-BACKENDS = ("spikingjelly", "snntorch", "lava")
-WHOLE_BACKENDS = ("spikingjelly", "snntorch", "lava-fixed")
+BACKENDS = ("spikingjelly", "snntorch", "onnxruntime", "lava")
+WHOLE_BACKENDS = ("spikingjelly", "snntorch", "onnxruntime", "lava-fixed")
 LAVA_IMAGES = 60
 """Lava's process per layer makes it slow; these images stream through one run."""
 

@@ -38,16 +38,17 @@ def test_doctor_lists_every_backend():
 
 def test_doctor_without_the_frameworks(tmp_path):
     """Each framework made unimportable: the doctor says which command brings it, and validate refuses by name."""
-    for package in ("lava", "snntorch", "spikingjelly"):
+    for package in ("lava", "onnxruntime", "snntorch", "spikingjelly"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('not here')")
     done = run("bridge.doctor", PYTHONPATH=str(tmp_path), COLUMNS="200")
     assert done.returncode == 1
     assert 'pip install "spikingjelly>=2.0.0"' in done.stdout
     assert 'pip install "snntorch>=1.0.0"' in done.stdout
+    assert 'pip install "qcfs-bridge[onnxruntime]"' in done.stdout
     assert "pip install --no-deps --ignore-requires-python lava-nc==0.10.0" in done.stdout
     assert "lava-dl==0.6.0" in done.stdout
-    assert done.stdout.count("not here") == 5
+    assert done.stdout.count("not here") == 6
     code = (
         "import torch, bridge\n"
         "net = bridge.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), bridge.QCFS(4)), torch.zeros(1, 2))\n"
@@ -65,10 +66,16 @@ def test_doctor_without_the_frameworks(tmp_path):
 
 
 def test_importing_the_package_imports_no_framework():
-    code = "import bridge, exporters.lava, exporters.snntorch, exporters.spikingjelly, sys; print(sorted(sys.modules))"
+    code = (
+        "import bridge, exporters.lava, exporters.onnx_runtime, exporters.snntorch, exporters.spikingjelly, sys\n"
+        "print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.replace("'", "").strip("[]\n").split(", "))
-    assert not loaded & {"lava", "snntorch", "spikingjelly", "torchvision", "matplotlib", "sklearn"}
+    assert not loaded & {
+        *("lava", "onnx", "onnxruntime", "snntorch", "spikingjelly"),
+        *("torchvision", "matplotlib", "sklearn", "numba"),
+    }
 
 
 def test_bridge_knows_no_exporter():
@@ -112,6 +119,7 @@ def test_demo(tmp_path):
     assert {name: entry["images"] for name, entry in result["backends"].items()} == {
         "spikingjelly": 450,
         "snntorch": 450,
+        "onnxruntime": 450,
         "lava": 60,
     }
     for entry in result["backends"].values():
@@ -120,7 +128,7 @@ def test_demo(tmp_path):
         if not entry["divergences"]:
             assert entry["differing"] == {name: [0] * 8 for name in ("act1", "act2", "act3")}
     assert abs(result["reference"]["accuracy"][-1] - result["ann_accuracy"]) <= 0.01
-    for name in ("spikingjelly", "snntorch"):
+    for name in ("spikingjelly", "snntorch", "onnxruntime"):
         assert abs(result["backends"][name]["accuracy"][-1] - result["ann_accuracy"]) <= 0.01
     assert (tmp_path / "out" / "rate_error.png").stat().st_size > 10_000
     # The file that the demo wrote is the network: without the model, it classifies the same.
