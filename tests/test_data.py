@@ -100,7 +100,7 @@ def mnist_part(part):
 
 
 def packed(contents: bytes) -> bytes:
-    """As gzip writes it, without the time: tests are named after their bytes, and every process must name them alike."""
+    """As gzip writes it, without the time: tests are named after their bytes, which no two processes may see differ."""
     return gzip.compress(contents, mtime=0)
 
 
