@@ -43,6 +43,7 @@ from bridge.simulate import activations, simulate
 from bridge.simulate.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.simulation import Simulation
+from bridge.time_bias import TimeBiased, time_biased
 from bridge.validate import REFERENCE, Batch, Contestant, Findings, Runner, compare
 from bridge.validate import validate as hold_against
 
@@ -129,10 +130,7 @@ class SpikingNetwork:
             InputError: an argument is not as above, or the network is in whole numbers: calibrate first.
             ConversionError: the network was read from a file, which holds no ANN.
         """
-        if self.graph.integer:
-            raise InputError("calibrate: this network is in whole numbers; calibrate the one it was made from, then it")
-        if self.ann is None:
-            raise ConversionError("calibrate: this network was read from a NIR file, which holds spikes only, no ANN")
+        ann = self._to_be_fitted("calibrate")
         unknown = sorted({kinds} if isinstance(kinds, str) else set(kinds) - set(CALIBRATIONS))
         if unknown or not kinds:
             raise InputError(f"kinds: expected some of {list(CALIBRATIONS)}, got {kinds!r}")
@@ -140,15 +138,40 @@ class SpikingNetwork:
         if len(x) < 4:
             raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
         judges, fitted_to = x[::4], x[torch.arange(len(x)) % 4 != 0]
-        wanted = activations(self.ann, judges)[2].numpy()
+        wanted = activations(ann, judges)[2].numpy()
         least, best = np.inf, self
         for emphasis in EMPHASES:
-            graph = to_float32(calibrate(self.graph, self.ann, fitted_to, steps, kinds, emphasis))
-            network = SpikingNetwork(graph, self.ann)
+            graph = to_float32(calibrate(self.graph, ann, fitted_to, steps, kinds, emphasis))
+            network = SpikingNetwork(graph, ann)
             error = float(np.square(network.simulate(judges, steps).outputs[-1] - wanted).mean())
             if error < least:
                 least, best = error, network
         return best
+
+    def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:
+        """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.
+
+        It asks of hardware T biases a channel and a count of steps that all cores share, which neither NIR nor Loihi
+        has (`bridge.time_bias`); `calibrate` asks for neither.
+
+        Args:
+            data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, not the test data.
+            steps: T.
+
+        Raises:
+            InputError: an argument is not as above, or the network is in whole numbers.
+            ConversionError: the network was read from a file, which holds no ANN.
+        """
+        ann = self._to_be_fitted("time_biased")
+        return time_biased(self.graph, ann, self._images(data, "data"), _whole(steps, "steps"))
+
+    def _to_be_fitted(self, what: str) -> LayerGraph:
+        """The ANN that `what` fits this network to."""
+        if self.graph.integer:
+            raise InputError(f"{what}: this network is in whole numbers; give the one it was made from, then quantize")
+        if self.ann is None:
+            raise ConversionError(f"{what}: this network was read from a NIR file, which holds spikes only, no ANN")
+        return self.ann
 
     def quantize(
         self,

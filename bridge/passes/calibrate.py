@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from bridge.graph import Add, Affine, IntegrateFire, Layer, LayerGraph, Scale
-from bridge.progress import progress
 from bridge.simulate import activations
-from bridge.simulate.ops import evaluate
+from bridge.simulate.layerwise import layer_by_layer
 
 KINDS = ("bias", "gain", "potential")
 SAMPLES = 2**18
@@ -67,6 +66,7 @@ class _Correction:
         )
 
 
+@torch.inference_mode()
 def calibrate(
     graph: LayerGraph, ann: LayerGraph, x: Tensor, steps: int, kinds: Iterable[str] = KINDS, emphasis: float = 1.0
 ) -> LayerGraph:
@@ -80,55 +80,27 @@ def calibrate(
         kinds: which of `KINDS` may change. Bias and gain need layers with weights that feed these neurons alone.
         emphasis: how much the square of a channel's mean error counts, beside its mean square error.
     """
-    with torch.inference_mode():
-        return _calibrate(graph, ann, x, steps, tuple(kinds), emphasis)
-
-
-def _calibrate(
-    graph: LayerGraph, ann: LayerGraph, x: Tensor, steps: int, kinds: tuple[str, ...], emphasis: float
-) -> LayerGraph:
+    kinds = tuple(kinds)
     targets, _, output = activations(ann, x)
     changed: dict[str, Layer] = {}
     generator = torch.Generator().manual_seed(0)
-    values: dict[str, Tensor] = {}  # rows [T · B, ...], or images [B, ...] where no spike has come in
-    readers = {layer.name: len(graph.consumers(layer.name)) for layer in graph}
-    for layer in progress(graph.layers, f"calibrating, T = {steps}"):
-        if not layer.inputs:
-            values[layer.name] = x
-        elif isinstance(layer, IntegrateFire):
-            drive = _over_time(values[layer.inputs[0]], steps, layer.inputs[0] in graph.constant)
-            weighted = _feeding(graph, layer.inputs[0])
-            possible = {"potential": True, "gain": weighted, "bias": any(isinstance(one, Affine) for one in weighted)}
-            allowed = tuple(kind for kind in kinds if possible[kind])
-            samples = _samples(drive, targets[layer.name], generator)
-            correction = _fit(_Correction.none(layer), *samples, allowed, emphasis)
-            changed |= _corrected(layer, weighted, correction)
-            values[layer.name] = _fire(drive, correction).flatten(0, 1)
-        else:
-            inputs = [
-                values[source]
-                if layer.name in graph.constant
-                else _over_time(values[source], steps, source in graph.constant).flatten(0, 1)
-                for source in layer.inputs
-            ]
-            values[layer.name] = evaluate(layer, *inputs)
-        for source in layer.inputs:
-            readers[source] -= 1
-            if readers[source] == 0:
-                del values[source]
+
+    def fit(layer: IntegrateFire, drive: Tensor) -> Tensor:
+        weighted = _feeding(graph, layer.inputs[0])
+        possible = {"potential": True, "gain": weighted, "bias": any(isinstance(one, Affine) for one in weighted)}
+        allowed = tuple(kind for kind in kinds if possible[kind])
+        samples = _samples(drive, targets[layer.name], generator)
+        correction = _fit(_Correction.none(layer), *samples, allowed, emphasis)
+        changed.update(_corrected(layer, weighted, correction))
+        return _fire(drive, correction)
+
+    readout = layer_by_layer(graph, x, steps, fit, f"calibrating, T = {steps}")
     last = graph.output
     if isinstance(last, Affine) and "bias" in kinds and last.name not in graph.constant:
-        error = values[last.name].unflatten(0, (steps, len(x))).mean(dim=0) - output
+        error = readout.mean(dim=0) - output
         mean = error.transpose(0, 1).flatten(1).mean(dim=1).numpy()
         changed[last.name] = replace(last, bias=last.bias - mean)
     return LayerGraph(tuple(changed.get(layer.name, layer) for layer in graph))
-
-
-def _over_time(value: Tensor, steps: int, constant: bool) -> Tensor:
-    """``[T, B, ...]`` of rows, or of what is the same at each step."""
-    if constant:
-        return value.expand(steps, *value.shape)
-    return value.reshape(steps, len(value) // steps, *value.shape[1:])
 
 
 def _feeding(graph: LayerGraph, name: str) -> list[Affine | Scale]:
