@@ -32,23 +32,27 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bridge.capture.torch_model import at_inference
-from bridge.environment import environment
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.thresholds import fit_thresholds
-from bridge.zoo.models import MODELS, activations, build, require_safetensors, save_weights
+from bridge.zoo.models import activations, build, require_safetensors, save_weights
+from bridge.zoo.processes import Group, processes
 from bridge.zoo.recipes import SHORT, Recipe, learning_rate, recipe_named
+from bridge.zoo.run_files import (
+    CARD,
+    CHECKPOINT,
+    METRICS,
+    WEIGHTS,
+    damaged,
+    model_card,
+    read_checkpoint,
+    weights_metadata,
+)
 
 if TYPE_CHECKING:
     from bridge.zoo.data import Dataset, Images
 
 LOG = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
-WEIGHTS = "weights.safetensors"
-CARD = "card.md"
-"""What a run leaves in its folder."""
 
 FIT_IMAGES = 1024
 """Training images that λ is fitted to after ReLU epochs."""
@@ -161,11 +165,11 @@ def train(
             f"train: evaluate_every must be at least 1 and held_out from 0 to {len(dataset.train.y) - 1}; "
             f"got {evaluate_every} and {held_out}"
         )
-    with _processes(device) as group, _own_random_numbers(group.device):
+    with processes(device) as group, _own_random_numbers(group.device):
         _check_batch(recipe, len(dataset.train.y) - held_out, group)
         recipe = replace(recipe, precision=_precision(recipe, group.device))
         network, name = _network(model, dataset, recipe, seed, group.device)
-        plan = _Plan(
+        plan = Plan(
             name=name,
             dataset=dataset,
             recipe=recipe,
@@ -200,7 +204,7 @@ def _network(
         network, name = model, type(model).__name__
     found = {module.levels for module in activations(network)}
     if not found:
-        raise InputError(f"train: {name} has no QCFS: call bridge.replaceactivations(model, levels=...) first")
+        raise InputError(f"train: {name} has no QCFS: call bridge.replace_activations(model, levels=...) first")
     if found != {recipe.levels}:
         raise InputError(f"train: {name} has L = {sorted(found)}, the recipe L = {recipe.levels}: make them equal")
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,7 +227,7 @@ def _standard_augmentation() -> Augment:
     return standard
 
 
-def _check_batch(recipe: Recipe, images: int, group: _Group) -> None:
+def _check_batch(recipe: Recipe, images: int, group: Group) -> None:
     if recipe.batch_size > images:
         raise InputError(f"train: batch_size = {recipe.batch_size}, but there are only {images} training images")
     if recipe.batch_size % group.size:
@@ -255,42 +259,7 @@ def derived(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-# ------------------------------------------------------------------------------------------- where a run happens
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One process among those that train together: the one that runs this."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def writes(self) -> bool:
-        return self.rank == 0
-
-
-@contextmanager
-def _processes(device: str | torch.device | None) -> Iterator[_Group]:
-    """The process group that torchrun's variables in the environment describe, or this process alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen == torch.device("cuda"):  # no number
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else 0)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if size == 1:
-        yield _Group(0, 1, chosen)
-        return
-    already: bool = dist.is_initialized()
-    if not already:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield _Group(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
-        if not already:
-            dist.destroy_process_group()
+# ------------------------------------------------------------------------------------------- while a run lasts
 
 
 @contextmanager
@@ -324,7 +293,7 @@ def _qcfs_in_float32(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """All that is settled before the first step; `train` says what each is."""
 
     name: str
@@ -337,7 +306,7 @@ class _Plan:
     evaluate_every: int
     held_out: int
     checkpoint_minutes: float
-    group: _Group
+    group: Group
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
@@ -395,7 +364,7 @@ class _Position:
 class _Training:
     """A run: the network, its optimiser, and how far it has come."""
 
-    def __init__(self, plan: _Plan, model: nn.Module) -> None:
+    def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.plan, self.model = plan, model
         self.at = _Position()
         self.optimiser = self._new_optimiser()
@@ -422,7 +391,7 @@ class _Training:
                 abandoned.unlink(missing_ok=True)
         loaded: list[Any] = [None]
         if resume and plan.group.writes:
-            loaded = [_read_checkpoint(plan.out / CHECKPOINT, plan.settings)]
+            loaded = [read_checkpoint(plan.out / CHECKPOINT, plan.settings)]
         if plan.group.size > 1:
             dist.broadcast_object_list(loaded, device=plan.group.device)
         if loaded[0] is None:
@@ -432,7 +401,7 @@ class _Training:
             self.optimiser.load_state_dict(loaded[0]["optimiser"])
             self.at = _Position(**loaded[0]["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _damaged(plan.out / CHECKPOINT, error) from error
+            raise damaged(plan.out / CHECKPOINT, error) from error
         self.saved = self._where(plan.out / CHECKPOINT)
         LOG.log(self._level, "%s: going on from %s", plan.name, self.saved)
 
@@ -618,7 +587,7 @@ def accuracy(model: nn.Module, images: Images, dataset: Dataset) -> float:
 class _Bar:
     """How far a run has come: a bar with the time left on a terminal, and a line an epoch, there or in the log."""
 
-    def __init__(self, plan: _Plan, at: _Position) -> None:
+    def __init__(self, plan: Plan, at: _Position) -> None:
         self.plan = plan
         console = Console(stderr=True)
         shown = plan.group.writes and (console.is_terminal or console.is_jupyter)
@@ -657,40 +626,10 @@ class _Bar:
             self.bar.console.print(line, highlight=False)  # above the bar
 
 
-# -------------------------------------------------------------------------------------------------------- its files
+# ------------------------------------------------------------------------------------------------ when it is over
 
 
-def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint at `path`, on the CPU; None if there is none.
-
-    Raises `InputError` if it is damaged, or of a run with other `settings`.
-    """
-    if not path.exists():
-        return None
-    try:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = json.loads(loaded["settings"])
-    except Exception as error:
-        raise _damaged(path, error) from error
-    differing = [
-        f"{name} is {theirs.get(name)!r} there, {settings.get(name)!r} here"
-        for name in {**theirs, **settings}
-        if theirs.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise InputError(
-            f"{path}: is of another run: {'; '.join(differing)}. Write to another folder, or start anew with "
-            "resume=False"
-        )
-    return loaded
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(f"{path}: not a checkpoint of a run, or damaged ({reason}); start anew with resume=False")
-
-
-def _finish(plan: _Plan, training: _Training) -> Result:
+def _finish(plan: Plan, training: _Training) -> Result:
     """The result of a run that is over, its weights and its card written."""
     model = training.model.eval()
     metrics = training.at.metrics
@@ -699,71 +638,10 @@ def _finish(plan: _Plan, training: _Training) -> Result:
     if plan.group.writes:
         if plan.held_out:
             measured = [accuracy(model, plan.dataset.test, plan.dataset)]
-        save_weights(weights, model, _metadata(plan, measured[0]))
+        save_weights(weights, model, weights_metadata(plan, measured[0]))
         with replacing(card) as temporary:
-            temporary.write_text(_card(plan, metrics, measured[0]), encoding="utf-8")
+            temporary.write_text(model_card(plan, metrics, measured[0]), encoding="utf-8")
         LOG.info("%s: test accuracy %.2f %%; wrote %s", plan.name, 100 * measured[0], weights)
     if plan.group.size > 1:
         dist.broadcast_object_list(measured, device=plan.group.device)
     return Result(model, measured[0], metrics, weights, card)
-
-
-def _metadata(plan: _Plan, measured: float) -> dict[str, str]:
-    """What makes the network again, and what it is worth."""
-    return {
-        "model": plan.name,
-        "classes": json.dumps(plan.dataset.classes),
-        "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
-        "data": plan.dataset.name,
-        "recipe": json.dumps(asdict(plan.recipe)),
-        "seed": str(plan.seed),
-        "accuracy": f"{measured:.4f}",
-    }
-
-
-def _card(plan: _Plan, metrics: Metrics, measured: float) -> str:
-    """The model card, Markdown."""
-    made, recipe = environment(), asdict(plan.recipe)
-    packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
-    held_out = f", {plan.held_out} of the training images held out" if plan.held_out else ""
-    minutes = sum(line["seconds"] for line in metrics) / 60
-    shape = ", ".join(map(str, plan.dataset.train.x.shape[1:]))
-    rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
-    model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
-    options = "".join(
-        f", {name}={value}"
-        for name, value, usual in (("held_out", plan.held_out, 0), ("compile", plan.compile, "auto"))
-        if value != usual
-    )
-    return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
-
-Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
-was chosen by the test images{held_out}.
-
-Trained for {plan.recipe.epochs} epochs in {minutes:.0f} minutes on {plan.group.size} × {plan.group.device.type}
-({torch.get_num_threads()} threads each) with seed {plan.seed}; Python {made["python"]}, {packages}; {made["system"]}.
-
-## Use
-
-```python
-import bridge
-from bridge.zoo.models import load_weights
-
-network = bridge.convert(load_weights("{WEIGHTS}"), images)  # float32 [B, {shape}], normalised as in training
-```
-
-## Train it again
-
-```python
-from bridge.zoo.data import dataset
-from bridge.zoo.recipes import Recipe
-from bridge.zoo.train import train
-
-recipe = {plan.recipe!r}
-train({model}, dataset({plan.dataset.name!r}, folder), recipe, "out", seed={plan.seed}{options})
-```
-
-| recipe | |
-|---|---|
-{rows}
-"""

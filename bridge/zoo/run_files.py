@@ -1,0 +1,114 @@
+"""What a training run has on disk beside its weights: the checkpoint, what the weights file says, the model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bridge.environment import environment
+from bridge.errors import InputError
+from bridge.zoo.models import MODELS
+
+if TYPE_CHECKING:
+    from bridge.zoo.train import Metrics, Plan
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+WEIGHTS = "weights.safetensors"
+CARD = "card.md"
+"""What a run leaves in its folder."""
+
+
+def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint at `path`, on the CPU; None if there is none.
+
+    Raises `InputError` if it is damaged, or of a run with other `settings`.
+    """
+    if not path.exists():
+        return None
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = json.loads(loaded["settings"])
+    except Exception as error:
+        raise damaged(path, error) from error
+    differing = [
+        f"{name} is {theirs.get(name)!r} there, {settings.get(name)!r} here"
+        for name in {**theirs, **settings}
+        if theirs.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"{path}: is of another run: {'; '.join(differing)}. Write to another folder, or start anew with "
+            "resume=False"
+        )
+    return loaded
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"{path}: not a checkpoint of a run, or damaged ({reason}); start anew with resume=False")
+
+
+def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
+    """What makes the network again, and what it is worth."""
+    return {
+        "model": plan.name,
+        "classes": json.dumps(plan.dataset.classes),
+        "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
+        "data": plan.dataset.name,
+        "recipe": json.dumps(asdict(plan.recipe)),
+        "seed": str(plan.seed),
+        "accuracy": f"{measured:.4f}",
+    }
+
+
+def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
+    """The model card, Markdown."""
+    made, recipe = environment(), asdict(plan.recipe)
+    packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
+    held_out = f", {plan.held_out} of the training images held out" if plan.held_out else ""
+    minutes = sum(line["seconds"] for line in metrics) / 60
+    shape = ", ".join(map(str, plan.dataset.train.x.shape[1:]))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
+    model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
+    options = "".join(
+        f", {name}={value}"
+        for name, value, usual in (("held_out", plan.held_out, 0), ("compile", plan.compile, "auto"))
+        if value != usual
+    )
+    return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
+
+Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
+was chosen by the test images{held_out}.
+
+Trained for {plan.recipe.epochs} epochs in {minutes:.0f} minutes on {plan.group.size} × {plan.group.device.type}
+({torch.get_num_threads()} threads each) with seed {plan.seed}; Python {made["python"]}, {packages}; {made["system"]}.
+
+## Use
+
+```python
+import bridge
+from bridge.zoo.models import load_weights
+
+network = bridge.convert(load_weights("{WEIGHTS}"), images)  # float32 [B, {shape}], normalised as in training
+```
+
+## Train it again
+
+```python
+from bridge.zoo.data import dataset
+from bridge.zoo.recipes import Recipe
+from bridge.zoo.train import train
+
+recipe = {plan.recipe!r}
+train({model}, dataset({plan.dataset.name!r}, folder), recipe, "out", seed={plan.seed}{options})
+```
+
+| recipe | |
+|---|---|
+{rows}
+"""
