@@ -10,7 +10,7 @@ import torch
 
 from bridge import registry
 
-BACKENDS = ("lava", "onnxruntime", "snntorch", "spikingjelly")
+BACKENDS = ("lava", "norse", "onnxruntime", "rockpool", "snntorch", "spikingjelly")
 
 
 def require(name: str):

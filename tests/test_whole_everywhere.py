@@ -25,6 +25,8 @@ BACKENDS = [
     "slayer",
     "lava-twin",
     "onnxruntime",
+    "norse",
+    "rockpool",
     *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
 ]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]
