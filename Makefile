@@ -15,9 +15,9 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is not Python 3.11, which all backends together need: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,lava,fast,dev]"
-	# lava-nc and lava-dl declare Python < 3.11 and numpy < 2; exporters/lava/compat.py makes them run on what is here.
-	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl
+	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,sinabs,lava,fast,dev]"
+	# These declare what they do not need: lava-nc and lava-dl Python < 3.11 and numpy < 2, Sinabs nir <= 1.0.4.
+	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl sinabs
 	@touch $(READY)
 
 setup: $(READY)
@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/simulation.py --limit 10 --out docs/speed.json --markdown docs/speed_table.md
 	$(BIN)/python benchmarks/where_time_goes.py --out docs/where_time_goes.json
 	$(BIN)/python benchmarks/lava_speed.py --out docs/lava_speed.json
+	$(BIN)/python benchmarks/importers_table.py
 
 doctor: $(READY)
 	$(BIN)/qcfs-bridge doctor

@@ -4,7 +4,16 @@ from bridge import loihi, zoo
 from bridge.adapters import register_activation, unregister_activation
 from bridge.agreement import Agreement
 from bridge.checkpoints import load_checkpoint
-from bridge.errors import BackendError, BridgeError, ConversionError, GraphError, InputError, ValidationError
+from bridge.errors import (
+    BackendError,
+    BridgeError,
+    ConversionError,
+    GraphError,
+    InputError,
+    LossyWarning,
+    ValidationError,
+)
+from bridge.foreign import ForeignNetwork
 from bridge.network import SpikingNetwork, convert, load
 from bridge.qcfs import QCFS
 from bridge.records import SpikeRecord
@@ -19,8 +28,10 @@ __all__ = [
     "BackendError",
     "BridgeError",
     "ConversionError",
+    "ForeignNetwork",
     "GraphError",
     "InputError",
+    "LossyWarning",
     "Reduction",
     "SpikeRecord",
     "SpikingNetwork",

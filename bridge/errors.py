@@ -23,3 +23,7 @@ class BackendError(BridgeError, RuntimeError):
 
 class ValidationError(BridgeError, RuntimeError):
     """Records cannot be compared: no layer in common, different images or steps, an empty record."""
+
+
+class LossyWarning(UserWarning):
+    """What was asked for is written, but it is another network than the one converted; the message says how."""

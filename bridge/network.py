@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from bridge import nir_graph, registry
 from bridge.agreement import Agreement
 from bridge.capture.torch_model import capture
-from bridge.errors import BackendError, ConversionError, GraphError, InputError
+from bridge.errors import BackendError, ConversionError, GraphError, InputError, LossyWarning
 from bridge.files import replacing
+from bridge.foreign import ForeignNetwork
+from bridge.foreign_graph import FOREIGN
 from bridge.graph import LayerGraph
 from bridge.passes import (
     ann_on_pixels,
@@ -38,7 +41,7 @@ from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
 from bridge.ranges import LARGEST_PIXEL
 from bridge.recorded import Recorded
-from bridge.records import SpikeRecord
+from bridge.records import SpikeRecord, differing
 from bridge.simulate import activations, simulate
 from bridge.simulate.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
@@ -55,6 +58,8 @@ POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
 EMPHASES = (0.0, 0.3, 1.0)
 """Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
+MEASURED_STEPS = 8
+"""T of what `SpikingNetwork.to_nir` measures."""
 BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
 
@@ -89,14 +94,51 @@ class SpikingNetwork:
         """Names of the spiking layers, in order; the keys of every `bridge.SpikeRecord` of this network."""
         return self.graph.spiking
 
-    def to_nir(self) -> nir.NIRGraph:
-        """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written."""
-        return nir_graph.to_nir(self.graph)
+    def to_nir(self, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None) -> nir.NIRGraph:
+        """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written.
 
-    def save(self, path: str | Path) -> None:
-        """Write `to_nir` to a ``.nir`` file, whole or not at all. `bridge.load` reads it back."""
+        Args:
+            neuron: "exact", or "if" for tools whose importer knows no neuron but ``nir.IF``. Its hard reset makes
+                another network of it, of which a `bridge.errors.LossyWarning` warns.
+            measured_on: with "if", images as for `run`. The warning then tells how much is lost on them at T = 8.
+
+        Raises:
+            InputError: an argument is not as above.
+        """
+        if neuron not in ("exact", "if"):
+            raise InputError(f'neuron: expected "exact" or "if", got {neuron!r}')
+        graph = nir_graph.to_nir(self.graph, neuron)
+        if neuron == "if":
+            warnings.warn(self._lost(graph, measured_on), LossyWarning, stacklevel=2)
+        elif measured_on is not None:
+            raise InputError('measured_on: only neuron="if" loses anything that could be measured')
+        return graph
+
+    def _lost(self, graph: nir.NIRGraph, x: Tensor | NDArray[Any] | None) -> str:
+        """What `graph`, its neurons written as ``nir.IF``, loses; on images `x` also how much, as NIR defines it."""
+        message = (
+            "nir.IF starts at 0 and resets to 0, where this network's neurons start part full and keep what exceeds "
+            "their threshold: its spikes differ, and no number of time steps makes up for it"
+        )
+        if x is None:
+            return f'{message}. How much, to_nir(neuron="if", measured_on=images) measures'
+        exact = self.run(x, MEASURED_STEPS)
+        lossy = ForeignNetwork(graph, 1.0).run(self._images(x), MEASURED_STEPS)
+        wrong = sum(int(counts.sum()) for counts in differing(exact, lossy).values())
+        spikes = exact.images * MEASURED_STEPS * self.graph.neurons
+        top1 = [record.outputs()[-1].reshape(record.images, -1).argmax(axis=-1) for record in (exact, lossy)]
+        return (
+            f"{message}. On these {exact.images} images at T = {MEASURED_STEPS}, {wrong / spikes:.1%} of all spikes "
+            f"are wrong, and {float((top1[0] == top1[1]).mean()):.1%} of the images keep their largest output"
+        )
+
+    def save(
+        self, path: str | Path, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None
+    ) -> None:
+        """Write `to_nir`, whose arguments these are, to a ``.nir`` file, whole or not at all, for `bridge.load`."""
+        graph = self.to_nir(neuron, measured_on=measured_on)
         with replacing(path) as temporary:
-            nir.write(temporary, self.to_nir())
+            nir.write(temporary, graph)
 
     def ann_to_onnx(self, path: str | Path) -> None:
         """Write the ANN that was converted as an ONNX file of standard operators, whole or not at all.
@@ -415,15 +457,31 @@ def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | N
     return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
 
 
-def load(path: str | Path) -> SpikingNetwork:
-    """The network in the NIR file at `path`, as `SpikingNetwork.save` or `nir.write` wrote it; its ANN is not known.
+def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignNetwork:
+    """The network in the NIR file at `path`.
 
-    Raises `bridge.GraphError` for a file that is missing, damaged or holds another kind of network.
+    One that `SpikingNetwork.save` or `nir.write` wrote comes back as a `SpikingNetwork`, whose ANN is not known.
+    Another tool's comes as a `bridge.foreign.ForeignNetwork`: its neurons are others, and `dt` is the time step to run
+    them with, which may be left out where the file leaves no doubt about it (docs/foreign_graphs.md).
+
+    Raises:
+        GraphError: the file is missing or damaged, or a node in it, which the message names, is unknown or ambiguous.
+        InputError: `dt` is given for a network of this package, which counts time in steps.
     """
     graph = nir_graph.read(path)
-    if not graph.spiking:
+    try:
+        layers = nir_graph.from_nir(graph)
+    except GraphError as refused:
+        try:
+            return ForeignNetwork(graph, dt)
+        except GraphError as error:
+            foreign = any(isinstance(node, FOREIGN) for node in graph.nodes.values())
+            raise GraphError(f"{path}: {error if foreign else refused}") from error
+    if not layers.spiking:
         raise GraphError(f"{path}: no neuron in it, so nothing spikes")
-    return SpikingNetwork(graph)
+    if dt not in (None, 1):
+        raise InputError(f"dt: {path} is a network of this package, which counts time in steps: leave dt out")
+    return SpikingNetwork(layers)
 
 
 @dataclass(eq=False)

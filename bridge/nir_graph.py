@@ -45,6 +45,7 @@ from bridge.graph import (
     Scale,
     Shape,
     SumPool2d,
+    pointwise,
     same_padding,
 )
 from bridge.ranges import EXACT, ranges
@@ -63,42 +64,73 @@ HARD_RESET = (
 )
 
 
-def to_nir(graph: LayerGraph) -> nir.NIRGraph:
-    """The spiking `graph` in NIR. Layer names become node names; parameters are float32."""
+def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
+    """The spiking `graph` in NIR. Layer names become node names; parameters are float32.
+
+    `neuron` is "exact", the loop above, or "if": one ``nir.IF`` a layer, with r = 1 and the layer's threshold, which
+    starts at 0 and resets to 0. That is another network, for tools that know no other neuron. They know no ``Scale``
+    either: there a sum is several edges into one node, as NIR has it, and a factor a convolution or an affine layer.
+    """
+    if neuron == "if":
+        graph = graph.rewrite({layer.name: [_mixed(graph, layer)] for layer in graph if isinstance(layer, Scale)})
     nodes: dict[str, nir.NIRNode] = {}
     edges: list[tuple[str, str]] = []
+    summed: dict[str, list[str]] = {}  # by the Add that has no node, what it adds
+
+    def feed(source: str, target: str) -> None:
+        edges.extend((one, target) for one in summed.get(source, [source]))
+
     for layer in graph:
         shape = graph.shapes[layer.name]
+        if neuron == "if" and isinstance(layer, Add):
+            parts = [one for source in layer.inputs for one in summed.get(source, [source])]
+            if len(set(parts)) == len(parts):  # an edge can be there only once
+                summed[layer.name] = parts
+                continue
         if not isinstance(layer, IntegrateFire):
             nodes[layer.name] = _write(layer, graph.shapes[layer.inputs[0]] if layer.inputs else shape)
-            edges += [(source, layer.name) for source in layer.inputs]
-            continue
-        membrane, reset = graph.free(f"{layer.name}_membrane"), graph.free(f"{layer.name}_reset")
-        nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
-        below = layer.level - 1 if graph.integer else np.nextafter(layer.level, np.float32(-np.inf))
-        nodes[layer.name] = nir.Threshold(threshold=_spread(below, shape))
-        nodes[reset] = nir.Scale(scale=_spread(-layer.threshold, shape))
-        edges += [(layer.inputs[0], membrane), (membrane, layer.name), (layer.name, reset), (reset, membrane)]
+            for source in layer.inputs:
+                feed(source, layer.name)
+        elif neuron == "if":
+            threshold = _spread(layer.threshold, shape)
+            nodes[layer.name] = nir.IF(r=np.ones(shape, np.float32), v_threshold=threshold, v_reset=0 * threshold)
+            feed(layer.inputs[0], layer.name)
+        else:
+            membrane, reset = graph.free(f"{layer.name}_membrane"), graph.free(f"{layer.name}_reset")
+            nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
+            below = layer.level - 1 if graph.integer else np.nextafter(layer.level, np.float32(-np.inf))
+            nodes[layer.name] = nir.Threshold(threshold=_spread(below, shape))
+            nodes[reset] = nir.Scale(scale=_spread(-layer.threshold, shape))
+            feed(layer.inputs[0], membrane)
+            edges += [(membrane, layer.name), (layer.name, reset), (reset, membrane)]
     output = graph.free("output")
     nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
-    edges.append((graph.output.name, output))
+    feed(graph.output.name, output)
     # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
     # Files with other kernels or groups need nir.read(path, type_check=False), as `read` does.
-    result = nir.NIRGraph(nodes, edges, metadata=dict(METADATA), type_check=False)
+    metadata = METADATA | ({} if neuron == "exact" else {"neuron": "IF: integrate-and-fire, hard reset"})
+    result = nir.NIRGraph(nodes, edges, metadata=metadata, type_check=False)
     for layer in graph:
-        node = nodes[layer.name]
-        if layer.inputs and not isinstance(layer, IntegrateFire):
+        node = nodes.get(layer.name)
+        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire):
             node.input_type = {"input": np.array(graph.shapes[layer.inputs[0]])}
             node.output_type = {"output": np.array(graph.shapes[layer.name])}
     result.check_types()
     return result
 
 
-def read(path: str | Path) -> LayerGraph:
-    """The layer graph in the NIR file at `path`.
+def _mixed(graph: LayerGraph, layer: Scale) -> Layer:
+    """The `layer` of `graph` as an affine one, whose matrix is diagonal."""
+    scale = np.asarray(layer.scale, np.float32)
+    mixed = pointwise(layer.name, layer.inputs[0], np.diag(scale), len(graph.shapes[layer.name]))
+    return replace(mixed, bias=np.zeros_like(scale))
+
+
+def read(path: str | Path) -> nir.NIRGraph:
+    """The NIR graph in the file at `path`, whoever wrote it.
 
     Raises:
-        GraphError: the file is missing, is no NIR file, or holds a graph that `from_nir` refuses.
+        GraphError: the file is missing, is no NIR file, or damaged.
     """
     if not isinstance(path, str | os.PathLike):
         raise GraphError(f"expected the path of a NIR file, got {path!r}")
@@ -109,13 +141,9 @@ def read(path: str | Path) -> LayerGraph:
         raise GraphError(f"{path}: not a NIR file (NIR files are HDF5); write one with SpikingNetwork.save(path)")
     try:
         _check_sizes(path)
-        graph = nir.read(path, type_check=False)
+        return nir.read(path, type_check=False)
     except Exception as error:  # nir raises whatever its parts raise on a damaged file
         raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
-    try:
-        return from_nir(graph)
-    except GraphError as error:
-        raise GraphError(f"{path}: {error}") from error
 
 
 def from_nir(graph: nir.NIRGraph) -> LayerGraph:
@@ -125,7 +153,7 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
         GraphError: a node is unknown or out of place, an edge leads nowhere, shapes do not fit, a cycle is not a
             neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
     """
-    wiring = _Wiring(graph)
+    wiring = Wiring(graph)
     layers: dict[str, Layer] = {}
     inside: set[str] = set()
     for name, node in graph.nodes.items():
@@ -148,7 +176,7 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             if len(inputs) == 2 and isinstance(node, nir.Scale) and (np.asarray(node.scale) == 1).all():
                 layers[name] = Add(name=name, inputs=(inputs[0], inputs[1]))
             else:
-                layers[name] = _read(node, name, (_sum(name, inputs, layers),) if inputs else ())
+                layers[name] = layer_of(node, name, (_sum(name, inputs, layers),) if inputs else ())
         except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
             if isinstance(error, GraphError):
                 raise
@@ -198,7 +226,7 @@ def _check_sizes(path: Path) -> None:
         file.visititems(visit)
 
 
-class _Wiring:
+class Wiring:
     """Who feeds whom in a NIR graph, and the search for the neuron's motif in it."""
 
     def __init__(self, graph: nir.NIRGraph) -> None:
@@ -297,7 +325,8 @@ def _(layer: Linear, shape: Shape) -> nir.NIRNode:
     return nir.Affine(weight=layer.weight, bias=layer.bias)
 
 
-@_write.register
+@_write.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_write.register(Conv2d)
 def _(layer: Conv1d | Conv2d, shape: Shape) -> nir.NIRNode:
     kind, size = (nir.Conv2d, (shape[1], shape[2])) if isinstance(layer, Conv2d) else (nir.Conv1d, shape[1])
     return kind(
@@ -341,30 +370,30 @@ def _(layer: Scale, shape: Shape) -> nir.NIRNode:
 
 
 @singledispatch
-def _read(node: nir.NIRNode, name: str, inputs: tuple[str, ...]) -> Layer:
+def layer_of(node: nir.NIRNode, name: str, inputs: tuple[str, ...]) -> Layer:
     """The layer of a NIR node that is no part of a neuron."""
     kind = type(node).__name__
     reason = HARD_RESET if isinstance(node, nir.IF | nir.LIF | nir.CubaLIF) else "is not supported here"
     raise GraphError(f"node {name!r}: NIR's {kind} {reason}")
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Input, name: str, inputs: tuple[str, ...]) -> Layer:
     return Input(name=name, shape=tuple(int(size) for size in node.input_type["input"]))
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Affine, name: str, inputs: tuple[str, ...]) -> Layer:
     return Linear(name=name, inputs=inputs, weight=_matrix(node.weight, name), bias=np.asarray(node.bias, np.float32))
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Linear, name: str, inputs: tuple[str, ...]) -> Layer:
     weight = _matrix(node.weight, name)
     return Linear(name=name, inputs=inputs, weight=weight, bias=np.zeros(len(weight), np.float32))
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
     weight = np.asarray(node.weight, np.float32)
     stride, dilation = _pair(node.stride), _pair(node.dilation)
@@ -380,7 +409,7 @@ def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
     )
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Conv1d, name: str, inputs: tuple[str, ...]) -> Layer:
     weight = np.asarray(node.weight, np.float32)
     stride, dilation = int(node.stride), int(node.dilation)
@@ -408,14 +437,15 @@ def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: 
     return even
 
 
-@_read.register
+@layer_of.register(nir.AvgPool2d)  # two, not nir.AvgPool2d | nir.SumPool2d, for Python 3.10
+@layer_of.register(nir.SumPool2d)
 def _(node: nir.AvgPool2d | nir.SumPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
     kind = SumPool2d if isinstance(node, nir.SumPool2d) else AvgPool2d
     kernel, stride, padding = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
     return kind(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
     rank = len(node.input_type["input"]) if node.input_type["input"] is not None else 3
     if int(node.start_dim) != 0 or int(node.end_dim) not in (-1, rank - 1):
@@ -423,7 +453,7 @@ def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
     return Flatten(name=name, inputs=inputs)
 
 
-@_read.register
+@layer_of.register
 def _(node: nir.Scale, name: str, inputs: tuple[str, ...]) -> Layer:
     return Scale(name=name, inputs=inputs, scale=_per_channel(node.scale, name))
 

@@ -1,11 +1,13 @@
-"""The backends installed here, found through the entry-point group ``qcfs_bridge.backends``."""
+"""The backends, found through the entry-point group ``qcfs_bridge.backends``, in this environment or another."""
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
 from bridge.errors import BackendError
+from bridge.other_environment import OtherEnvironment, variable
 
 if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
     from exporters.base import Backend
@@ -19,10 +21,15 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`, usable or not. Raises `BackendError` if there is none, or it cannot be loaded."""
+    """The backend called `name`, usable or not: in this process, unless `other_environment.variable` names a Python.
+
+    Raises `BackendError` if there is none, or it cannot be loaded.
+    """
     registered = _registered()
     if name not in registered:
         raise BackendError(f"no backend is called {name!r}; there are {', '.join(sorted(registered)) or 'none'}")
+    if python := os.environ.get(variable(name)):
+        return cast("Backend", OtherEnvironment(name, f"{registered[name].module}:{registered[name].attr}", python))
     try:
         return cast("Backend", registered[name].load()())
     except Exception as error:  # somebody else's entry point may fail in any way

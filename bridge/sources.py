@@ -29,7 +29,13 @@ def network(source: str, images: Tensor | None = None) -> SpikingNetwork:
     """
     suffix = Path(source).suffix.lower()
     if suffix == ".nir":
-        return load(source)
+        found = load(source)
+        if not isinstance(found, SpikingNetwork):
+            raise InputError(
+                f"{source}: another tool's network, which is run as it is: bridge.load(path).run(x, steps) "
+                "(docs/foreign_graphs.md)"
+            )
+        return found
     if suffix == ".onnx":
         return convert(source)
     module, colon, name = source.partition(":")

@@ -17,12 +17,16 @@ from bridge.records import SpikeRecord
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can be used here: its packages' versions, else the reason and the command that mends it."""
+    """Whether a backend can be used here: its packages' versions, else the reason and the command that mends it.
+
+    ``environment`` is the interpreter that it is run by, if that is another than this one.
+    """
 
     usable: bool
     versions: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
     install: str = ""
+    environment: str = ""
 
 
 class Backend(Protocol):

@@ -95,7 +95,8 @@ def _module(layer: Layer, library: Any) -> nn.Module:
     raise GraphError(f"layer {layer.name!r}: there is no torch module for a {type(layer).__name__} yet")
 
 
-@_module.register
+@_module.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_module.register(Conv2d)
 def _(layer: Conv1d | Conv2d, library: Any) -> nn.Module:
     kind = library.Conv2d if isinstance(layer, Conv2d) else library.Conv1d
     out_channels, per_group, *kernel = layer.weight.shape

@@ -10,7 +10,7 @@ import torch
 
 from bridge import registry
 
-BACKENDS = ("lava", "norse", "onnxruntime", "rockpool", "snntorch", "spikingjelly")
+BACKENDS = ("lava", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly")
 
 
 def require(name: str):

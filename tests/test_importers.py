@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
-import nir
 import numpy as np
 import pytest
 import torch
 from conftest import require
+from importers_table import DIALECTS, IMPORTERS, STEPS, measured, page
 from torch import nn
 
 import bridge
-from bridge.records import SpikeRecord
-
-STEPS = 8
+from bridge.errors import LossyWarning
+from bridge.foreign import ForeignNetwork
+from bridge.records import differing
 
 
 def random_qcfs_network(seed: int) -> tuple[nn.Sequential, tuple[int, ...]]:
@@ -33,71 +30,9 @@ def random_qcfs_network(seed: int) -> tuple[nn.Sequential, tuple[int, ...]]:
     return model.eval(), (3, 16, 16)
 
 
-def with_plain_if(network: bridge.SpikingNetwork) -> nir.NIRGraph:
-    """The same graph with NIR's own IF, the nearest that these importers know, where the exact neuron stood."""
-    exact = network.to_nir()
-    nodes, edges = dict(exact.nodes), list(exact.edges)
-    for layer in network.layers:
-        shape = exact.nodes[layer].threshold.shape
-        one = np.ones(shape, np.float32)
-        nodes[layer] = nir.IF(r=one, v_threshold=one, v_reset=0 * one)
-        for part in (f"{layer}_membrane", f"{layer}_reset"):
-            del nodes[part]
-        (source,) = [a for a, b in exact.edges if b == f"{layer}_membrane" and a != f"{layer}_reset"]
-        edges = [edge for edge in edges if not any(end in (f"{layer}_membrane", f"{layer}_reset") for end in edge)]
-        edges.append((source, layer))
-    return nir.NIRGraph(nodes, edges)
-
-
-def record_of(gm: nn.Module, layers: tuple[str, ...], x: torch.Tensor) -> dict[str, np.ndarray]:
-    """Spikes ``[T, ...]`` of an imported module for one input; it takes and returns its state."""
-    spikes: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-
-    def keep(layer):
-        def hook(module, inputs, output):
-            spikes[layer].append((output[0] if isinstance(output, tuple) else output).numpy() != 0)
-
-        return hook
-
-    hooks = [gm.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    state = None
-    with torch.no_grad():
-        for _ in range(STEPS):
-            _, state = gm(x, state)
-    for hook in hooks:
-        hook.remove()
-    return {layer: np.stack(rows) for layer, rows in spikes.items()}
-
-
-def through_spikingjelly(graph: nir.NIRGraph, layers: tuple[str, ...], x: torch.Tensor) -> dict[str, np.ndarray]:
-    from spikingjelly.activation_based.nir_exchange import import_from_nir
-
-    return record_of(import_from_nir(graph, dt=1.0), layers, x)
-
-
-def through_snntorch(graph: nir.NIRGraph, layers: tuple[str, ...], x: torch.Tensor) -> dict[str, np.ndarray]:
-    import snntorch
-    from snntorch.import_nir import import_from_nir
-
-    runs = []
-    for image in x:  # its Flatten would flatten a batch too
-        with contextlib.redirect_stdout(io.StringIO()):
-            gm = import_from_nir(graph)
-        for module in gm.modules():
-            if isinstance(module, snntorch.Leaky):
-                module.init_hidden = True  # as imported it returns a tuple, on which the next layer crashes
-        runs.append(record_of(gm, layers, image))
-    return {layer: np.stack([run[layer] for run in runs], axis=1) for layer in layers}
-
-
-def shares_wrong(exact: SpikeRecord, got: dict[str, np.ndarray]) -> dict[str, float]:
-    """By layer, the share of all neurons and time steps in which the importer's spike is not the exact one."""
-    return {layer: float((exact.spikes(layer) != got[layer]).mean()) for layer in exact.layers}
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("name", "through"), [("spikingjelly", through_spikingjelly), ("snntorch", through_snntorch)])
-def test_the_official_importers_lose_spikes(name, through, record_property):
+@pytest.mark.parametrize("name", ["spikingjelly", "snntorch"])
+def test_the_official_importers_lose_spikes(name, record_property):
     """Hard reset and no initial potential (SpikingJelly), a leak of 0.9 besides (snnTorch): 14 to 20 % are wrong."""
     backend = require(name)
     totals = []
@@ -108,11 +43,78 @@ def test_the_official_importers_lose_spikes(name, through, record_property):
         exact = network.run(x, STEPS)
         # Our own exporter for the same framework, on the same images, has none wrong.
         own = backend.run(backend.export(network.to_nir()), x.numpy(), STEPS)
-        assert set(shares_wrong(exact, {layer: own.spikes(layer) for layer in own.layers}).values()) == {0.0}
-        wrong = shares_wrong(exact, through(with_plain_if(network), exact.layers, x))
+        assert not any(counts.any() for counts in differing(exact, own).values())
+        with pytest.warns(LossyWarning):
+            graph = network.to_nir("if")
+        spikes, _ = IMPORTERS[name](graph, exact.layers, x)
+        wrong = {layer: float((exact.spikes(layer) != spikes[layer]).mean()) for layer in exact.layers}
         neurons = {layer: int(np.prod(exact.shapes[layer])) for layer in exact.layers}
         totals.append(sum(wrong[layer] * neurons[layer] for layer in neurons) / sum(neurons.values()))
         assert min(wrong.values()) > 0.02, "every layer is hit"
     record_property("spikes_wrong", totals)
     print(f"{name}'s own importer: {', '.join(f'{share:.1%}' for share in totals)} of the spikes are wrong")
     assert all(0.14 <= share <= 0.20 for share in totals)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_spikingjellys_importer_runs_what_the_dialect_means():
+    """It is not the importer that loses these spikes, but what it is given: hard reset from 0, here simulated too.
+
+    Its float32 is held against float64, and its neurons fire on ≥ where NIR's do on >: both matter only where a
+    potential lies within rounding of the threshold.
+    """
+    require("spikingjelly")
+    model, shape = random_qcfs_network(0)
+    x = torch.rand(8, *shape)
+    network = bridge.convert(model, x)
+    with pytest.warns(LossyWarning):
+        graph = network.to_nir("if")
+    spikes, _ = IMPORTERS["spikingjelly"](graph, network.layers, x)
+    meant = ForeignNetwork(graph).run(x, STEPS)
+    for layer in network.layers:
+        assert (meant.spikes(layer) != spikes[layer]).mean() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_table_is_measured():
+    """Everything it does, on networks that are hardly trained."""
+    require("spikingjelly")
+    require("snntorch")
+    result = measured(epochs=1, images=3)
+    for network in result["networks"].values():
+        assert network["primitives_differ"] == 0
+        rows = {(row["dialect"], row["framework"]): row for row in network["rows"]}
+        assert len(rows) == len(DIALECTS) * (len(IMPORTERS) - len(result["missing"]))
+        for name in ("spikingjelly", "snntorch"):
+            assert 0 < rows["if", name]["wrong"] < 0.5
+            assert rows["if", name]["most_spikes_a_step"] == 1
+            assert "Unknown node type" in rows["exact", name]["error"]
+        assert rows["if", "spikingjelly"]["not_as_meant"] < 1e-3 < rows["if", "snntorch"]["not_as_meant"]
+    assert page(result).count("| nir.IF | snntorch |") == len(result["networks"]) == 3
+
+
+def test_the_page_says_what_was_measured():
+    rows = [
+        {
+            "framework": "spikingjelly",
+            "dialect": "if",
+            "wrong": 0.125,
+            "not_as_meant": 0.0,
+            "top1_agreement": 0.5,
+            "most_spikes_a_step": 3,
+        },
+        {"framework": "snntorch", "dialect": "exact", "error": "ValueError: no | such node"},
+    ]
+    text = page(
+        {
+            "steps": 8,
+            "images": 4,
+            "versions": {"nir": "1.0.8"},
+            "missing": ["norse"],
+            "networks": {"tiny": {"accuracy": 0.25, "neurons": 7, "primitives_differ": 0, "rows": rows}},
+        }
+    )
+    assert "| nir.IF | spikingjelly | 12.5% | 0 | 50.0% | 3 |" in text
+    assert "| exact loop | snntorch | fails: `ValueError: no   such node` | | | |" in text
+    assert "left out: norse." in text
+    assert "## Tiny" in text

@@ -27,6 +27,7 @@ BACKENDS = [
     "onnxruntime",
     "norse",
     "rockpool",
+    "sinabs",
     *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
 ]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]

@@ -183,7 +183,8 @@ def _(layer: Linear, shape: Shape) -> TorchModule:
     return LinearTorch(size, weight=tensor(layer.weight).T, bias=tensor(layer.bias), has_bias=True)
 
 
-@_module.register
+@_module.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_module.register(Conv2d)
 def _(layer: Conv1d | Conv2d, shape: Shape) -> TorchModule:
     return Convolution(layer, shape)
 

@@ -1,0 +1,102 @@
+"""Sinabs: torch's own layers and Sinabs' own ``IAFSqueeze``, which as configured here is exactly the neuron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from bridge.graph import IntegrateFire
+from bridge.nir_graph import from_nir
+from bridge.records import SpikeRecord
+from bridge.simulate.ops import tensor
+from exporters.base import Availability, probe
+from exporters.torch_module import build, run
+
+# What Sinabs declares it needs includes nir <= 1.0.4 and the drivers of its chips; importing it needs neither.
+INSTALL = "pip install matplotlib nirtorch pbr && pip install --no-deps sinabs==3.1.3"
+
+
+class Sinabs:
+    """Native object: a `torch.fx.GraphModule` of torch layers and ``sinabs.layers.IAFSqueeze``.
+
+    Like all of Sinabs' squeezed layers it takes ``[B·T, *input]``, the T steps of an image one after the other, and
+    keeps its state between calls: ``sinabs.set_batch_size(net, B)`` tells it B, which is 1 at first, and
+    ``sinabs.reset_states(net)`` clears the state. Do that before B changes: Sinabs would hand the states of the
+    previous images to the new ones at random.
+    """
+
+    name = "sinabs"
+
+    def available(self) -> Availability:
+        """Whether Sinabs can be imported, which does not take all that it declares: see `INSTALL`."""
+        return probe({"sinabs.layers": "sinabs"}, INSTALL)
+
+    def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        # Sinabs' own SumPool2d is no sum in floating point: torch.nn.LPPool2d multiplies an average.
+        return build(from_nir(graph), nn, _neuron, "SinabsNetwork")
+
+    def run(
+        self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
+    ) -> SpikeRecord:
+        from sinabs.layers import IAFSqueeze
+
+        neurons: dict[str, Any] = {n: m for n, m in native.named_modules() if isinstance(m, IAFSqueeze)}
+        sizes = {neuron: (neuron.batch_size, neuron.num_timesteps) for neuron in neurons.values()}
+        for neuron in neurons.values():
+            neuron.batch_size, neuron.num_timesteps = -1, 1
+            _forget(neuron)
+        try:
+            return run(self.name, native, neurons, _potential, x, steps, membranes)
+        finally:
+            for neuron, (neuron.batch_size, neuron.num_timesteps) in sizes.items():
+                _forget(neuron)
+
+
+@dataclass(frozen=True)
+class SubtractPerChannel:
+    """Sinabs' ``MembraneSubtract`` with a value for each channel, ``[C, 1, 1]``, which follows the spikes' device."""
+
+    subtract_value: Tensor
+
+    def __call__(self, spikes: Tensor, state: dict[str, Tensor], threshold: Tensor) -> dict[str, Tensor]:
+        """The `state` behind `spikes`, with the potential lowered where there is one."""
+        return state | {"v_mem": state["v_mem"] - spikes * self.subtract_value.to(spikes)}
+
+
+def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
+    """``u += I;  s = [u − level ≥ 0];  u −= threshold · s``, u(0) = 0: what Sinabs computes, step by step.
+
+    Subtracting never turns a difference's sign in IEEE arithmetic, so the test is u ≥ level for every level. A
+    reset to zero is then the initial state, and there is no preset membrane for it to wipe.
+    """
+    from sinabs.activation import MembraneSubtract, SingleSpike
+    from sinabs.layers import IAFSqueeze
+
+    level, threshold = (_one_or_all(values, rank) for values in (layer.level, layer.threshold))
+    reset: Any = MembraneSubtract(float(threshold)) if threshold.dim() == 0 else SubtractPerChannel(threshold)
+    module: nn.Module = IAFSqueeze(
+        batch_size=1, spike_threshold=level, spike_fn=SingleSpike, reset_fn=reset, min_v_mem=None
+    )
+    return module
+
+
+def _one_or_all(values: NDArray[np.floating], rank: int) -> Tensor:
+    """``[]`` where all channels share one value, else ``[C, 1, ...]`` to broadcast over signals of that `rank`."""
+    every = tensor(values).clone()
+    return every[0] if bool((every == every[0]).all()) else every.reshape(-1, *[1] * (rank - 1))
+
+
+def _forget(neuron: nn.Module) -> None:
+    """Make `neuron` as it was before its first step: Sinabs' ``reset_states`` would keep it to one batch size."""
+    neuron.v_mem = cast(Tensor, neuron.v_mem).new_zeros(0)
+
+
+def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
+    taken_off = cast(Any, neuron.reset_fn).subtract_value
+    return cast(Tensor, neuron.v_mem) + spikes * torch.as_tensor(taken_off).to(spikes)
