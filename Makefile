@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is not Python 3.11, which all backends together need: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,sinabs,lava,fast,dev]"
+	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,sinabs,spyx,nengo,lava,fast,dev]"
 	# These declare what they do not need: lava-nc and lava-dl Python < 3.11 and numpy < 2, Sinabs nir <= 1.0.4.
 	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl sinabs
 	@touch $(READY)

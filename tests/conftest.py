@@ -10,7 +10,7 @@ import torch
 
 from bridge import registry
 
-BACKENDS = ("lava", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly")
+BACKENDS = ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx")
 
 
 def require(name: str):

@@ -28,6 +28,7 @@ BACKENDS = [
     "norse",
     "rockpool",
     "sinabs",
+    "spyx",
     *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
 ]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]

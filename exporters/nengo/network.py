@@ -1,0 +1,145 @@
+"""A layer graph as a network of Nengo's: an ensemble for each layer of neurons, nodes and connections for the rest."""
+
+from __future__ import annotations
+
+import math
+from functools import singledispatch
+from typing import Any
+
+import nengo
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge import graph as layers
+from bridge.errors import GraphError
+from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, same_padding
+from exporters.nengo.neuron import SoftResetIF
+
+
+class NengoNetwork(nengo.Network):  # type: ignore[misc]
+    """To be simulated with ``dt=1``, on its own or as a part of another network, for one image after the other.
+
+    Ensembles are labelled as the layers of neurons, nodes as the other layers; values are in C order of ``[C, H, W]``.
+    Nothing is delayed: Nengo computes all that is connected with ``synapse=None`` in the order in which it is heard, so
+    that the spikes of a step reach the next layer in that step.
+
+    Attributes:
+        input: the node for the image. output: the node, or the neurons, of the last layer: the readout.
+        neurons: of the spiking layers, by name.
+        shapes: of the values of every layer, by name; input_shape, output_shape: of the image and of the readout.
+    """
+
+    def __init__(self, graph: LayerGraph) -> None:
+        """Build `graph`. Raises `GraphError` for a kind of layer that has no form here."""
+        super().__init__(label="spiking network")
+        self.shapes = graph.shapes
+        self.input_shape, self.output_shape = graph.input.shape, graph.shapes[graph.output.name]
+        self.neurons = {}
+        values: dict[str, Any] = {}
+        with self:
+            for layer in graph:
+                shape = graph.shapes[layer.name]
+                if isinstance(layer, IntegrateFire):
+                    values[layer.name] = self.neurons[layer.name] = _ensemble(layer, shape).neurons
+                else:
+                    values[layer.name] = nengo.Node(size_in=math.prod(shape), label=layer.name)
+                for source in layer.inputs:
+                    _connect(layer, values[source], graph.shapes[source], values[layer.name])
+        self.input, self.output = values[graph.input.name], values[graph.output.name]
+
+
+def _ensemble(layer: IntegrateFire, shape: Shape) -> Any:
+    size = math.prod(shape)
+    values = {"level": _spread(layer.level, shape), "threshold": _spread(layer.threshold, shape)}
+    neurons = SoftResetIF(initial_state=values)
+    return nengo.Ensemble(
+        size, dimensions=1, neuron_type=neurons, gain=np.ones(size), bias=np.zeros(size), label=layer.name
+    )
+
+
+@singledispatch
+def _connect(layer: Layer, source: Any, shape: Shape, target: Any) -> None:
+    """Connect `source`, whose values have `shape`, to the node or the neurons `target` of `layer`."""
+    raise GraphError(f"layer {layer.name!r}: there is no connection in Nengo for a {type(layer).__name__} yet")
+
+
+@_connect.register(layers.Add)
+@_connect.register(layers.Flatten)
+@_connect.register(IntegrateFire)
+def _(layer: layers.Add | layers.Flatten | IntegrateFire, source: Any, shape: Shape, target: Any) -> None:
+    nengo.Connection(source, target, synapse=None)
+
+
+@_connect.register
+def _(layer: layers.Scale, source: Any, shape: Shape, target: Any) -> None:
+    nengo.Connection(source, target, transform=_spread(layer.scale, shape), synapse=None)
+
+
+@_connect.register
+def _(layer: layers.Linear, source: Any, shape: Shape, target: Any) -> None:
+    nengo.Connection(source, target, transform=layer.weight, synapse=None)
+    _add_bias(layer, layer.output_shape(shape), target)
+
+
+@_connect.register(layers.Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_connect.register(layers.Conv2d)
+def _(layer: layers.Conv1d | layers.Conv2d, source: Any, shape: Shape, target: Any) -> None:
+    dilation, stride, padding = (
+        tuple(int(size) for size in np.atleast_1d(sizes)) for sizes in (layer.dilation, layer.stride, layer.padding)
+    )
+    _convolve(source, shape, target, _dilated(layer.weight, dilation), stride, padding, layer.groups)
+    _add_bias(layer, layer.output_shape(shape), target)
+
+
+@_connect.register
+def _(layer: layers.AvgPool2d, source: Any, shape: Shape, target: Any) -> None:
+    share = 1 if isinstance(layer, layers.SumPool2d) else 1 / math.prod(layer.kernel)
+    kernel = np.full((shape[0], 1, *layer.kernel), share)
+    _convolve(source, shape, target, kernel, layer.stride, layer.padding, groups=shape[0])
+
+
+def _convolve(
+    source: Any, shape: Shape, target: Any, kernel: NDArray[Any], strides: Shape, padding: Shape, groups: int
+) -> None:
+    """Connect through Nengo's ``Convolution`` with `kernel` ``[C_out, C_in / groups, ...]``.
+
+    Its padding is "valid", or "same", which like TensorFlow's is uneven behind strides. What neither of them says is a
+    node with zeros around the values.
+    """
+    same = set(strides) == {1} and padding == same_padding(kernel.shape[2:], (1,) * len(padding))
+    if any(padding) and not same:
+        wide = (shape[0], *(size + 2 * width for size, width in zip(shape[1:], padding, strict=True)))
+        window = tuple(slice(width, width + size) for size, width in zip(shape[1:], padding, strict=True))
+        inside = np.arange(math.prod(wide)).reshape(wide)[(slice(None), *window)].ravel()
+        padded = nengo.Node(size_in=math.prod(wide), label=f"{target.label}_padded")
+        nengo.Connection(source, padded[inside], synapse=None)
+        source, shape = padded, wide
+    transform = nengo.Convolution(
+        n_filters=len(kernel),
+        input_shape=shape,
+        kernel_size=kernel.shape[2:],
+        strides=strides,
+        padding="same" if same else "valid",
+        channels_last=False,
+        init=np.moveaxis(kernel, (1, 0), (-2, -1)),
+        groups=groups,
+    )
+    nengo.Connection(source, target, transform=transform, synapse=None)
+
+
+def _dilated(weight: NDArray[Any], dilation: Shape) -> NDArray[Any]:
+    """`weight` ``[C_out, C_in, ...]`` with zeros between its values, which Nengo has no dilation for."""
+    sizes = [d * (size - 1) + 1 for size, d in zip(weight.shape[2:], dilation, strict=True)]
+    result = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
+    result[(slice(None), slice(None), *(slice(None, None, d) for d in dilation))] = weight
+    return result
+
+
+def _add_bias(layer: layers.Affine, shape: Shape, target: Any) -> None:
+    bias = nengo.Node(_spread(layer.bias, shape), label=f"{layer.name}_bias")
+    nengo.Connection(bias, target, synapse=None)
+
+
+def _spread(values: NDArray[Any], shape: Shape) -> NDArray[np.float64]:
+    """One value a channel, repeated for every neuron of ``[C, ...]``."""
+    return np.repeat(np.asarray(values, np.float64), math.prod(shape[1:]))

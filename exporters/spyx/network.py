@@ -1,0 +1,204 @@
+"""A layer graph as a module of Flax's NNX that keeps to Spyx's contract for layers with state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial, singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import spyx
+from flax import nnx
+from jax import Array
+from numpy.typing import NDArray
+
+from bridge import graph as layers
+from bridge.errors import GraphError
+from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape
+from exporters.spyx.neuron import SoftResetIF
+
+Module = Any
+"""A module of NNX's, or a function."""
+State = dict[str, Array]
+"""The potentials u after reset of every layer of neurons, by its name, ``[B, H, W, C]`` or ``[B, F]``."""
+
+
+class SpyxNetwork(nnx.Module):  # type: ignore[misc]
+    """One time step of the network: images ``[B, C, H, W]`` and the state in, the step's readout and the state out.
+
+    That is the contract of Spyx's own layers (``spyx.nn.StatefulLayer``), which a network with residual connections
+    can keep while ``spyx.nn.Sequential`` cannot. ``spyx.nn.run(network, x)`` runs it over ``x`` ``[T, B, C, H, W]``.
+
+    Images and readout have their channels first, as they have in NIR. Inside they come last, as in all of Spyx and
+    NNX: ``[B, H, W, C]`` between the layers and in the state.
+
+    Attributes:
+        layers: the modules, in order. names: what they are called in the graph. spiking: those of the neurons.
+    """
+
+    def __init__(self, graph: LayerGraph) -> None:
+        """Build `graph`. Raises `GraphError` for a kind of layer that has no module here."""
+        self.input_shape = graph.input.shape
+        self.names = tuple(layer.name for layer in graph)
+        self.sources = tuple(layer.inputs for layer in graph)
+        self.spiking = graph.spiking
+        self.layers = nnx.List([_module(layer, graph.shapes[layer.name]) for layer in graph])
+
+    def initial_state(self, batch_size: int) -> State:
+        """All potentials at 0."""
+        named = zip(self.names, self.layers, strict=True)
+        return {name: layer.initial_state(batch_size) for name, layer in named if name in self.spiking}
+
+    def __call__(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, State]:
+        readout, _, after = self.step(x, state)
+        return readout, after
+
+    def step(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array], State]:
+        """The readout of one time step ``[B, ...]``, the spikes by layer, channels last, and the next state."""
+        values: dict[str, Array] = {}
+        after: State = {}
+        for name, sources, layer in zip(self.names, self.sources, self.layers, strict=True):
+            inputs = [values[source] for source in sources] or [x]
+            if name in self.spiking:
+                values[name], after[name] = layer(*inputs, state[name])
+            else:
+                values[name] = layer(*inputs)
+        return channels_first(values[self.names[-1]]), {name: values[name] for name in self.spiking}, after
+
+
+@partial(jax.jit, static_argnums=0)
+def advance(
+    definition: Any, parameters: Any, x: NDArray[np.float32], state: State
+) -> tuple[Array, dict[str, Array], dict[str, Array], State]:
+    """`SpyxNetwork.step`, compiled, of a network in two parts, from ``nnx.split``; spikes have their channels first.
+
+    What comes third are the potentials before reset. Adding the threshold back is exact where it matters: so is the
+    subtraction of 1 between 1/2 and 2, and of whole numbers.
+    """
+    network = nnx.merge(definition, parameters)
+    readout, spikes, after = network.step(x, state)
+    potentials = {
+        name: channels_first(after[name] + spikes[name] * layer.threshold)
+        for name, layer in zip(network.names, network.layers, strict=True)
+        if name in network.spiking
+    }
+    return readout, {name: channels_first(values) for name, values in spikes.items()}, potentials, after
+
+
+def channels_first(values: Array) -> Array:
+    """``[B, ..., C]`` as ``[B, C, ...]``."""
+    return jnp.moveaxis(values, -1, 1)
+
+
+def channels_last(values: Array) -> Array:
+    """``[B, C, ...]`` as ``[B, ..., C]``."""
+    return jnp.moveaxis(values, 1, -1)
+
+
+class Flatten(spyx.nn.Flatten):  # type: ignore[misc]
+    """``[B, H, W, C]`` to ``[B, C·H·W]``: the order that the next layer's weights have in NIR, channels first."""
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(channels_first(x))
+
+
+class SumPool(spyx.nn.SumPool):  # type: ignore[misc]
+    """Spyx's sum pooling behind any padding; its own is "SAME" or "VALID"."""
+
+    def __init__(self, layer: layers.SumPool2d) -> None:
+        super().__init__(layer.kernel, layer.stride, "VALID")
+        self.widths = ((0, 0), *_both_sides(layer.padding), (0, 0))
+
+    def __call__(self, value: Array) -> Array:
+        return super().__call__(jnp.pad(value, self.widths))
+
+
+class ChannelScale(nnx.Module):  # type: ignore[misc]
+    """``y_c = scale_c x_c`` per channel of ``[B, ..., C]``."""
+
+    def __init__(self, scale: NDArray[np.float32]) -> None:
+        self.scale = jnp.asarray(scale)
+
+    def __call__(self, x: Array) -> Array:
+        return x * self.scale
+
+
+@singledispatch
+def _module(layer: Layer, shape: Shape) -> Module:
+    """What computes `layer`, whose output has `shape`, channels first and without batch."""
+    raise GraphError(f"layer {layer.name!r}: there is no Spyx module for a {type(layer).__name__} yet")
+
+
+@_module.register
+def _(layer: layers.Input, shape: Shape) -> Module:
+    return channels_last
+
+
+@_module.register
+def _(layer: layers.Add, shape: Shape) -> Module:
+    return jnp.add
+
+
+@_module.register
+def _(layer: layers.Flatten, shape: Shape) -> Module:
+    return Flatten()
+
+
+@_module.register
+def _(layer: layers.Scale, shape: Shape) -> Module:
+    return ChannelScale(layer.scale)
+
+
+@_module.register
+def _(layer: layers.AvgPool2d, shape: Shape) -> Module:
+    padding = _both_sides(layer.padding)
+    return partial(nnx.avg_pool, window_shape=layer.kernel, strides=layer.stride, padding=padding)
+
+
+@_module.register
+def _(layer: layers.SumPool2d, shape: Shape) -> Module:
+    return SumPool(layer)
+
+
+@_module.register
+def _(layer: layers.Linear, shape: Shape) -> Module:
+    out_features, in_features = layer.weight.shape
+    return nnx.Linear(in_features, out_features, **_parameters(layer))
+
+
+@_module.register(layers.Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_module.register(layers.Conv2d)
+def _(layer: layers.Conv1d | layers.Conv2d, shape: Shape) -> Module:
+    out_channels, per_group, *kernel = layer.weight.shape
+    return nnx.Conv(
+        per_group * layer.groups,
+        out_channels,
+        kernel,
+        layer.stride,
+        padding=_both_sides(np.atleast_1d(layer.padding)),
+        kernel_dilation=layer.dilation,
+        feature_group_count=layer.groups,
+        **_parameters(layer),
+    )
+
+
+@_module.register
+def _(layer: IntegrateFire, shape: Shape) -> Module:
+    return SoftResetIF((*shape[1:], shape[0]), layer.level, layer.threshold)
+
+
+def _parameters(layer: layers.Affine) -> dict[str, Any]:
+    """Weights in NNX's order, ``[..., C_in, C_out]``, and products in full float32 on every device."""
+    weight = np.moveaxis(layer.weight, (1, 0), (-2, -1))
+    return {
+        "kernel_init": lambda key, shape, dtype: jnp.asarray(weight, dtype),
+        "bias_init": lambda key, shape, dtype: jnp.asarray(layer.bias, dtype),
+        "precision": jax.lax.Precision.HIGHEST,
+        "rngs": nnx.Rngs(0),
+    }
+
+
+def _both_sides(padding: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(width), int(width)) for width in padding)
