@@ -1,6 +1,6 @@
 # On a fresh machine with Python 3.11, `make demo` and `make test` do everything; set-up runs once, then only when
 # pyproject.toml or constraints.txt change.
-.PHONY: setup demo test lint bench doctor clean
+.PHONY: setup demo test lint notebooks bench doctor clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -33,6 +33,11 @@ lint: $(READY)
 # Two tests at a time with a thread each are quicker than one with two: most are too small to be shared out.
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# Runs them from top to bottom; their results, as .ipynb and .html, go to out/notebooks.
+notebooks: $(READY)
+	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir out/notebooks notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to html --output-dir out/notebooks out/notebooks/*.ipynb
 
 # Everything docs/speed.md and docs/lava_speed.md say, measured here: about an hour, on a machine with nothing else to do.
 bench: $(READY)
