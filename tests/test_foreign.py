@@ -14,7 +14,7 @@ from conftest import require
 from torch import nn
 
 import bridge
-from bridge import GraphError, InputError
+from bridge import GraphError, InputError, sources
 from bridge.foreign import ForeignNetwork
 from bridge.records import SpikeRecord, differing
 
@@ -577,3 +577,10 @@ def test_a_constant_input_is_the_same_at_every_step():
     constant, repeated = network.run(x, 7), network.run(torch.from_numpy(np.stack([x] * 7)))
     assert constant.steps == 7
     np.testing.assert_array_equal(constant.spikes("lif"), repeated.spikes("lif"))
+
+
+def test_the_command_line_takes_our_networks_only(tmp_path):
+    path = tmp_path / "theirs.nir"
+    nir.write(path, chain(nir.IF(r=like(1.0, 3), v_threshold=like(1.0, 3)), size=(3,)))
+    with pytest.raises(InputError, match=r"theirs\.nir: another tool's network, .*bridge\.load"):
+        sources.network(str(path))
