@@ -36,7 +36,7 @@ test: $(READY) lint
 
 # Runs them from top to bottom; their results, as .ipynb and .html, go to out/notebooks.
 notebooks: $(READY)
-	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir out/notebooks notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.record_timing=False --to notebook --output-dir out/notebooks notebooks/*.ipynb
 	$(BIN)/jupyter nbconvert --to html --output-dir out/notebooks out/notebooks/*.ipynb
 
 # Everything docs/speed.md and docs/lava_speed.md say, measured here: about an hour, on a machine with nothing else to do.

@@ -1,8 +1,9 @@
-"""Progress bars that show on a terminal or in a notebook, and leave no trace anywhere else."""
+"""Progress bars that show on a terminal, or in a notebook with ipywidgets, and leave no trace anywhere else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +15,7 @@ Item = TypeVar("Item")
 def progress(items: Sequence[Item], description: str) -> Iterable[Item]:
     """The `items`, with a bar that tells how many have been taken and vanishes at the end."""
     console = Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
+    # Without ipywidgets rich writes a warning into the notebook in place of the bar.
+    if not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):
         return items
     return track(items, description=description, transient=True, console=console)
