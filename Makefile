@@ -1,6 +1,6 @@
 # On a fresh machine with Python 3.11, `make demo` and `make test` do everything; set-up runs once, then only when
 # pyproject.toml or constraints.txt change.
-.PHONY: setup demo test lint notebooks bench doctor clean
+.PHONY: setup demo test lint notebooks docs bench doctor clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is not Python 3.11, which all backends together need: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3.11-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,sinabs,spyx,nengo,lava,fast,dev]"
+	$(PIP) install --quiet -c constraints.txt -e ".[spikingjelly,snntorch,onnxruntime,norse,rockpool,sinabs,spyx,nengo,lava,fast,docs,dev]"
 	# These declare what they do not need: lava-nc and lava-dl Python < 3.11 and numpy < 2, Sinabs nir <= 1.0.4.
 	$(PIP) install --quiet --no-deps --ignore-requires-python -c constraints.txt lava-nc lava-dl sinabs
 	@touch $(READY)
@@ -30,14 +30,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two tests at a time with a thread each are quicker than one with two: most are too small to be shared out.
+# Two tests at a time with a thread each are quicker than one with two: most are too small to be shared out. Lava forks,
+# which takes long where a process has grown: its tests get processes of their own.
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not lava"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m lava
 
 # Runs them from top to bottom; their results, as .ipynb and .html, go to out/notebooks.
 notebooks: $(READY)
 	$(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.record_timing=False --to notebook --output-dir out/notebooks notebooks/*.ipynb
 	$(BIN)/jupyter nbconvert --to html --output-dir out/notebooks out/notebooks/*.ipynb
+
+# The documentation as a site, in site/: it needs no network. Warnings are errors.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Everything docs/speed.md and docs/lava_speed.md say, measured here: about an hour, on a machine with nothing else to do.
 bench: $(READY)
@@ -50,4 +56,4 @@ doctor: $(READY)
 	$(BIN)/qcfs-bridge doctor
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

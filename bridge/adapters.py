@@ -39,7 +39,7 @@ def register_activation(cls: type[nn.Module], to_qcfs: ToQCFS) -> None:
     """Have modules of class `cls`, and of its subclasses, converted as the QCFS that ``to_qcfs(module)`` returns.
 
     The nearest registered class in a module's inheritance order counts, and before any layout known here. Registering
-    a class again replaces what it had, so that a notebook cell can be run twice.
+    a class again replaces what it had, so that a notebook cell can be run twice. Example: docs/thresholds.md.
 
     Args:
         cls: a class of `torch.nn.Module`.
@@ -57,7 +57,12 @@ def register_activation(cls: type[nn.Module], to_qcfs: ToQCFS) -> None:
 
 
 def unregister_activation(cls: type[nn.Module]) -> None:
-    """Forget what `register_activation` was told about `cls`; nothing happens if that was nothing."""
+    """Forget what `register_activation` was told about `cls`; nothing happens if that was nothing.
+
+    ```python
+    bridge.unregister_activation(MyQuantizedReLU)
+    ```
+    """
     _registered.pop(cls, None)
 
 

@@ -117,7 +117,7 @@ class Agreement:
     ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
     by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN.
     ``samples`` holds some neurons and images for the report's pictures (`bridge.samples`), ``environment`` what it was
-    run on.
+    run on. Example: docs/agreement_schema.md.
     """
 
     steps: int

@@ -36,6 +36,7 @@ def load_checkpoint(model: Model, path: str | Path) -> Model:
     ``act.thresh``, as the authors renamed it. A missing ``num_batches_tracked`` keeps the model's.
 
     A checkpoint of the authors' holds λ but *not the number of levels*: give the model the one it was trained with.
+    Example: docs/thresholds.md.
 
     Raises:
         InputError: there is no such file; it is damaged; it holds Python objects, which could run any code when read;

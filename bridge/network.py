@@ -69,7 +69,8 @@ class SpikingNetwork:
 
     ``graph`` is the spiking network, ``ann`` the network it came from (None when read from a file, which holds spikes
     only). Both are immutable and share nothing with the model that was converted. `quantize` returns the same in whole
-    numbers, with thresholds of their own; ``grid`` says which pixels stand for the ANN's input there.
+    numbers, with thresholds of their own; ``grid`` says which pixels stand for the ANN's input there. docs/tutorial.md
+    has an example of every method.
     """
 
     def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None, grid: PixelGrid | None = None) -> None:

@@ -20,7 +20,7 @@ class QCFS(LazyModuleMixin, nn.Module):
     differentiated as written, which gives, for 0 ≤ z·L/λ + 1/2 < L + 1, ``∂a/∂z = 1`` and ``∂a/∂λ = (a − z)/λ``,
     above that ``0`` and ``1``, below it ``0`` and ``0`` (the corrected form of the paper's eq. 14).
 
-    Shapes: any ``[B, ...]`` in, the same out; with one λ per channel, ``[B, C, ...]``.
+    Shapes: any ``[B, ...]`` in, the same out; with one λ per channel, ``[B, C, ...]``. Example: docs/tutorial.md.
 
     Args:
         levels: L, the number of steps between 0 and λ; at least 1.

@@ -32,7 +32,7 @@ class SpikeRecord:
 
     ``packed[layer]`` is uint8 ``[T, B, ceil(N / 8)]`` (`numpy.packbits` of the layer's N neurons in C order);
     ``readout`` is the last layer's output at each step, float32 ``[T, B, ...]``; ``membranes[layer]``, where recorded,
-    is the potential u after integration and before reset, float ``[T, B, *shape]``.
+    is the potential u after integration and before reset, float ``[T, B, *shape]``. Example: docs/record_format.md.
     """
 
     backend: str
@@ -141,7 +141,7 @@ class SpikeRecord:
 
     @staticmethod
     def concatenate(records: Sequence[SpikeRecord]) -> SpikeRecord:
-        """One record of all images of `records`, which must be of one network, backend and number of steps."""
+        """One record of all images of `records`. Raises `ValidationError` if their layers, backends or steps differ."""
         first = records[0]
         for record in records[1:]:
             if (record.backend, record.shapes, record.steps) != (first.backend, first.shapes, first.steps):

@@ -63,7 +63,8 @@ class Disagreement:
 class Reduction:
     """What `reduce` found: ``images`` ``[B, *input]``, held constant for ``steps`` steps, on which ``first`` is wrong.
 
-    ``backend`` is how a script can find the backend: its name, or ``module:attribute``; None if it cannot.
+    ``backend`` is how a script can find the backend: its name, or ``module:attribute``; None if it cannot. Example:
+    docs/reducing.md.
     """
 
     network: SpikingNetwork
@@ -76,6 +77,10 @@ class Reduction:
         """Write ``network.nir``, ``images.npy`` and ``reproduce.py`` to `folder`, each whole or not at all.
 
         ``python reproduce.py`` runs both again, prints where they disagree, and exits with 1 as long as they do.
+
+        ```python
+        bridge.reduce(network, images, 8, "snntorch").save("case")
+        ```
         """
         folder = Path(folder)
         self.network.save(folder / "network.nir")
@@ -143,7 +148,8 @@ def reduce(
 
     The first layer that is wrong by itself becomes the last one; images, time steps and layers are taken away as long
     as it is still wrong. Layers before it may give way to constant images that take the place of their spikes.
-    Everything that is kept was run, each time on a newly exported model. Ties of rounding do not count.
+    Everything that is kept was run, each time on a newly exported model. Ties of rounding do not count. Example:
+    docs/reducing.md.
 
     Args:
         network: the network.

@@ -33,7 +33,7 @@ def replace_activations(
     That is `model` itself, unless its forward *calls* a ReLU (or a pooling that is to be replaced) as a function: then
     it is a `torch.fx.GraphModule` that shares the model's modules and has modules in place of these calls, traced as
     the model stands at inference. Rebuild the optimiser: λ are new parameters. A ReLU module that the model calls in
-    several places stays one shared module, so these places share one λ.
+    several places stays one shared module, so these places share one λ. Example: docs/thresholds.md.
 
     Args:
         model: any module; a bare ``nn.ReLU`` comes back as a `QCFS`.

@@ -55,7 +55,8 @@ def fit_thresholds(
     arbitrary ones would change what every later layer gets. So each layer is fitted to the network as it was trained.
 
     Memory does not grow with the data: a layer (or channel, where λ is per channel) keeps a histogram, 4 KB, and its
-    largest activation. The result does not depend on the order of the data or on how they are batched.
+    largest activation. The result does not depend on the order of the data or on how they are batched. Example:
+    docs/thresholds.md.
 
     Args:
         model: in any mode, precision and on any device; batch norm runs as at inference. λ per channel that have no

@@ -18,7 +18,7 @@ OUTPUT = "*"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits, each a number from 0 to 1. ``Tolerance()`` passes exactly the backends that `agreed`.
+    """Limits, each a number from 0 to 1. ``Tolerance()`` passes exactly the backends that `agreed` (docs/agreement.md).
 
     * ``spikes``: the largest share of a layer's spikes (neurons × images) that may differ from the reference's at any
       one time step. If every spike that differs follows from a float tie (``unexplained == 0``), none counts.
@@ -124,7 +124,7 @@ def assert_agreement(agreement: Agreement, tolerance: Tolerances = EXACT) -> Non
     """Raise `AssertionError` unless `check` passes, and its errors.
 
     The message gives, by backend, the first limit that is not kept, how many more there are, the first spike that is
-    wrong by itself with both potentials, and the least tolerance that would pass.
+    wrong by itself with both potentials, and the least tolerance that would pass. Example: docs/agreement.md.
     """
     verdict = check(agreement, tolerance)
     if verdict.passed:

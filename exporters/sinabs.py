@@ -28,7 +28,7 @@ class Sinabs:
     Like all of Sinabs' squeezed layers it takes ``[B·T, *input]``, the T steps of an image one after the other, and
     keeps its state between calls: ``sinabs.set_batch_size(net, B)`` tells it B, which is 1 at first, and
     ``sinabs.reset_states(net)`` clears the state. Do that before B changes: Sinabs would hand the states of the
-    previous images to the new ones at random.
+    previous images to the new ones at random. Example: docs/backends.md.
     """
 
     name = "sinabs"

@@ -25,7 +25,7 @@ class SpikingJelly:
     """Native object: a `torch.fx.GraphModule` of SpikingJelly layers, in step mode "s".
 
     ``functional.reset_net`` restores its initial state; ``functional.set_step_mode(net, "m")`` makes it take
-    ``[T, B, ...]``.
+    ``[T, B, ...]``. Example: docs/backends.md.
     """
 
     name = "spikingjelly"

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from conftest import require
-from test_importers import with_plain_if
 from torch import Tensor, nn
 
 from bridge import SpikingNetwork
-from bridge.nir_graph import from_nir
+from bridge.nir_graph import from_nir, to_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
@@ -411,7 +410,7 @@ class SpikingJellyImporter:
         return SpikingNetwork(from_nir(graph))
 
     def run(self, native: SpikingNetwork, x: np.ndarray, steps: int, *, membranes: bool = False) -> SpikeRecord:
-        module = self.imported(with_plain_if(native))  # anew, since it keeps its state
+        module = self.imported(to_nir(native.graph, "if"))  # anew, since it keeps its state
         recorder = Recorder(self.framework, {layer: native.graph.shapes[layer] for layer in native.layers})
         potentials: dict[str, np.ndarray] = {}
 

@@ -38,7 +38,7 @@ def test_doctor_lists_every_backend():
 
 def test_doctor_without_the_frameworks(tmp_path):
     """Each framework made unimportable: the doctor says which command brings it, and validate refuses by name."""
-    for package in ("lava", "onnxruntime", "snntorch", "spikingjelly"):
+    for package in ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('not here')")
     done = run("bridge.doctor", PYTHONPATH=str(tmp_path), COLUMNS="200")
@@ -48,7 +48,9 @@ def test_doctor_without_the_frameworks(tmp_path):
     assert 'pip install "qcfs-bridge[onnxruntime]"' in done.stdout
     assert "pip install --no-deps --ignore-requires-python lava-nc==0.10.0" in done.stdout
     assert "lava-dl==0.6.0" in done.stdout
-    assert done.stdout.count("not here") == 6
+    assert done.stdout.count("not here") == 11
+    assert all(f'pip install "{name}>=' in done.stdout for name in ("nengo", "norse", "rockpool", "spyx"))
+    assert "pip install --no-deps sinabs==3.1.3" in done.stdout
     code = (
         "import torch, bridge\n"
         "net = bridge.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), bridge.QCFS(4)), torch.zeros(1, 2))\n"

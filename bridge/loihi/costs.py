@@ -119,12 +119,22 @@ class LoihiReport:
         return Energy(sum(e.low for e in known), sum(e.high for e in known)) if len(known) == len(energies) else None
 
     def cores(self, chip: str) -> tuple[int, int]:
-        """Neurocores of the chip called `chip`, weights shared and unshared; no two layers on one core."""
+        """Neurocores of the chip called `chip`, weights shared and unshared; no two layers on one core.
+
+        ```python
+        shared, unshared = report.cores("Loihi 2")
+        ```
+        """
         costs = [layer.chips[chip] for layer in self.layers]
         return sum(cost.shared.cores for cost in costs), sum(cost.unshared.cores for cost in costs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, as `save` writes them; with the source of every constant."""
+        """Plain lists, numbers and strings, as `save` writes them; with the source of every constant.
+
+        ```python
+        print(report.to_dict()["constants"])
+        ```
+        """
         totals = ("neurons", "synapses", "spikes", "activation_sparsity", "synaptic_operations", "dense_operations")
         return {
             **asdict(self),
@@ -153,6 +163,7 @@ def report(network: SpikingNetwork, record: SpikeRecord | None = None) -> LoihiR
     """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
 
     Without a record, what has to be measured (spikes, operations, energy) is None, and ``steps`` and ``images`` are 0.
+    Example: docs/loihi_report.md.
 
     Raises:
         ConversionError: the network is not in whole numbers.

@@ -12,7 +12,10 @@ from bridge.loihi.costs import LoihiReport
 
 
 def table(report: LoihiReport) -> Group:
-    """What `rich.print` shows of `report`: what each layer does, the cores it needs, and the network as a whole."""
+    """What `rich.print` shows of `report`: what each layer does, the cores it needs, and the network as a whole.
+
+    Example: docs/loihi_report.md.
+    """
     return Group(_layers(report), _cores(report), _network(report), *(map(Text, (ENERGY_NOTE, *report.notes))))
 
 

@@ -39,7 +39,8 @@ class ResNet(nn.Module):
     """A 3×3 convolution, three or four stages of `BasicBlock`, the mean over the image, and a linear layer.
 
     Shapes: ``[B, 3, H, W]`` in, ``[B, num_classes]`` out, images of any size: the first stage keeps it, every further
-    one halves it. (The authors use the same network, without a pool at its start, for ImageNet too.)
+    one halves it. (The authors use the same network, without a pool at its start, for ImageNet too.) Example:
+    docs/thresholds.md.
 
     Args:
         blocks: how many blocks each stage has.
@@ -85,15 +86,30 @@ def _stage(inputs: int, outputs: int, count: int, stride: int, levels: int, thre
 
 
 def resnet18(num_classes: int = 10, levels: int = 8, threshold: float = 2.0) -> ResNet:
-    """ResNet-18 with 64 to 512 channels, 11.2 million weights; `ResNet` says what the arguments are."""
+    """ResNet-18 with 64 to 512 channels, 11.2 million weights; `ResNet` says what the arguments are.
+
+    ```python
+    model = bridge.zoo.resnet18(num_classes=100, levels=4)
+    ```
+    """
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), num_classes, levels, threshold)
 
 
 def resnet20(num_classes: int = 10, levels: int = 8, threshold: float = 2.0) -> ResNet:
-    """ResNet-20 with 16, 32 and 64 channels, 0.27 million weights; `ResNet` says what the arguments are."""
+    """ResNet-20 with 16, 32 and 64 channels, 0.27 million weights; `ResNet` says what the arguments are.
+
+    ```python
+    model = bridge.zoo.resnet20(num_classes=100, levels=4)
+    ```
+    """
     return ResNet((3, 3, 3), (16, 32, 64), num_classes, levels, threshold)
 
 
 def resnet34(num_classes: int = 10, levels: int = 8, threshold: float = 2.0) -> ResNet:
-    """ResNet-34 with 64 to 512 channels, 21.3 million weights; `ResNet` says what the arguments are."""
+    """ResNet-34 with 64 to 512 channels, 21.3 million weights; `ResNet` says what the arguments are.
+
+    ```python
+    model = bridge.zoo.resnet34(num_classes=100, levels=4)
+    ```
+    """
     return ResNet((3, 4, 6, 3), (64, 128, 256, 512), num_classes, levels, threshold)

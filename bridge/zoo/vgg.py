@@ -17,6 +17,10 @@ class VGG(nn.Module):
 
     Shapes: ``[B, 3, image_size, image_size]`` in, ``[B, num_classes]`` out.
 
+    ```python
+    model = bridge.zoo.VGG(num_classes=100, levels=4, image_size=64)
+    ```
+
     Args:
         num_classes: 10 for CIFAR-10.
         levels: L of every QCFS.
@@ -81,5 +85,10 @@ def _stage(inputs: int, outputs: tuple[int, ...], levels: int, threshold: float,
 def vgg16(
     num_classes: int = 10, levels: int = 8, threshold: float = 2.0, dropout: float = 0.0, image_size: int = 32
 ) -> VGG:
-    """VGG-16; `VGG` says what the arguments are. 33.6 million weights for CIFAR-10, 138 million for ImageNet."""
+    """VGG-16; `VGG` says what the arguments are. 33.6 million weights for CIFAR-10, 138 million for ImageNet.
+
+    ```python
+    model = bridge.zoo.vgg16(num_classes=100, levels=4)
+    ```
+    """
     return VGG(num_classes, levels, threshold, dropout, image_size)

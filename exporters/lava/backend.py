@@ -48,6 +48,8 @@ class Lava:
     All images run through the network in one stream, each layer working on its own image; where branches of different
     depth meet, a `Delay` holds the shorter one back. `time_limit` is in seconds for one run of Lava, start-up included;
     by default it grows with the network, the images and the steps.
+
+    >>> network.validate(x, 8, [Lava(time_limit=600)], images={"lava": 60})
     """
 
     time_limit: float | None = None
@@ -99,7 +101,7 @@ class LavaFixed(Lava):
     """Lava (lava-nc) on the CPU in fixed point, bit for bit as Loihi's registers have it; whole-number networks only.
 
     Whether all numbers fit those registers is checked before anything runs (`exporters.lava.bounds`). A `SumPool2d` is
-    folded into the affine layer behind it where that can be.
+    folded into the affine layer behind it where that can be. Example: docs/loihi.md.
 
     * ``synapses``: ``"torch"``, our Processes, equal to Lava's own Dense and Conv and faster, or ``"stock"``, those.
     * ``neuron``: ``"integrate_fire"``, our Process, or ``"atrlif"``, Lava's own `ATRLIF`. That one has no periodic

@@ -33,9 +33,9 @@ class LavaTwin:
     """What `LavaFixed` computes, spike for spike and output for output, without Lava: for whole test sets.
 
     It refuses what does not fit Loihi's registers, as `LavaFixed` does, and so never needs to wrap or saturate. Let
-    Lava itself run a sample beside it; the agreement then shows that both are the same there::
+    Lava itself run a sample beside it; the agreement then shows that both are the same there:
 
-        network.validate(x, 8, ["lava-fixed", "lava-twin"], images={"lava-fixed": 60})
+    >>> network.validate(x, 8, ["lava-fixed", "lava-twin"], images={"lava-fixed": 60})
     """
 
     name = "lava-twin"

@@ -37,7 +37,8 @@ class Slayer:
     It starts afresh at each call, and SLAYER's surrogate gradient trains it. On a GPU, SLAYER compiles its own kernels.
 
     SLAYER's neurons keep the sum of all they have heard, in float32 whatever the module's type. While that stays below
-    2^24, all is exact; `run` makes sure of it.
+    2^24, all is exact; `run` makes sure of it. Raises `BackendError` where lava-dl cannot be imported. Example:
+    docs/loihi.md.
     """
 
     name = "slayer"

@@ -21,7 +21,10 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnx
 
 
 class OnnxRuntime:
-    """Native object: an `OnnxNetwork`, which holds the ONNX models and sessions of them."""
+    """Native object: an `OnnxNetwork`, which holds the ONNX models and sessions of them.
+
+    >>> OnnxRuntime().export(network.to_nir()).save("spiking.onnx")
+    """
 
     name = "onnxruntime"
 

@@ -19,7 +19,8 @@ from exporters.torch_module import build, run
 class SnnTorch:
     """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`.
 
-    The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it.
+    The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it. Example:
+    docs/backends.md.
     """
 
     name = "snntorch"
