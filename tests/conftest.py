@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from bridge import registry
 
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BACKENDS = ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx")
 
 
@@ -39,6 +42,22 @@ def backend(request):
 def torch_backend(request):
     """Each torch-based backend in turn."""
     return require(request.param)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium. Where it is missing, skips on a user's machine and fails in CI."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if sync_playwright is None or not CHROMIUM.exists():
+        message = "the page needs a browser: pip install playwright; apt-get install chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, "--disable-sync"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -120,3 +123,47 @@ def _is_remote(asset: str) -> bool:
 def test_notebooks_have_pages(site):
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {path.stem for path in (site / "notebooks").glob("*.html")} == notebooks
+
+
+PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
+
+
+class Silent(SimpleHTTPRequestHandler):
+    """Serves files and does not write down which."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Of the site, served on this machine, as search needs it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_every_page_in_a_browser(browser, address, site, pages):
+    """Nothing is said in the console, no picture is missing, and nothing sticks out at the side, on a phone neither."""
+    wrong: list[str] = []
+
+    def failed(request):
+        if "ERR_ABORTED" not in (request.failure or ""):  # the next page is opened before this one has all it wants
+            wrong.append(f"{tab.url}: cannot load {request.url}: {request.failure}")
+
+    tab = browser.new_page()
+    tab.on("console", lambda message: wrong.append(f"{tab.url}: {message.text}"))
+    tab.on("pageerror", lambda error: wrong.append(f"{tab.url}: {error}"))
+    tab.on("requestfailed", failed)
+    for path in pages:
+        tab.goto(address + path.relative_to(site).as_posix(), wait_until="load")
+        broken = tab.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+        wrong += [f"{path.name}: no picture at {source}" for source in broken]
+        for viewport in (PHONE, DESK):
+            tab.set_viewport_size(viewport)
+            wide = tab.evaluate("document.scrollingElement.scrollWidth")
+            if wide > viewport["width"]:
+                wrong.append(f"{path.name} is {wide} pixels wide where there are {viewport['width']}")
+    tab.close()
+    assert not wrong, "\n".join(wrong)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import networks
 import numpy as np
@@ -18,8 +16,6 @@ from bridge import InputError
 from bridge.report import html
 from exporters.spikingjelly import SpikingJelly
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 STEPS, IMAGES = 6, 10
 PHONE = {"width": 360, "height": 740}
 HOSTILE = "<img src=x onerror=alert(1)> & '</script>"
@@ -34,22 +30,6 @@ class Wrong(SpikingJelly):
         native = super().export(graph)
         native.get_submodule("layer_4").v_offset.fill_(0.4)
         return native
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium. Where it is missing, skips on a user's machine and fails in CI."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if sync_playwright is None or not CHROMIUM.exists():
-        message = "the page needs a browser: pip install playwright; apt-get install chromium"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
