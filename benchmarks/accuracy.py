@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "levels": next(module.levels for module in subject.model.modules() if isinstance(module, bridge.QCFS)),
             "images": len(subject.y),
             "ann": accuracy(subject.model, subject.data.test, subject.data),
-            "made": environment(),
+            "made": {name: value for name, value in environment().items() if name != "command"},  # which names folders
         }
         for row in measured(subject, chosen.steps, chosen.compare, result["rows"]):
             result["rows"].append(row)

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             new = measured(name, chosen.folder, images, names)
             old = results.get(name, {})
             results[name] = {kind: {**old.get(kind, {}), **new[kind]} for kind in new}
-            results["made"] = environment()
+            results["made"] = {name: value for name, value in environment().items() if name != "command"}
             with replacing(chosen.out) as temporary:
                 temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for path in chosen.pages:
