@@ -6,10 +6,12 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bridge import registry
+from bridge.records import SpikeRecord
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -28,6 +30,14 @@ def require(name: str):
             pytest.fail(message)
         pytest.skip(message)
     return backend
+
+
+def assert_equal(record: SpikeRecord, spikes: dict[str, np.ndarray], readout: np.ndarray) -> None:
+    """The record holds just these layers, with just these spikes, and this readout."""
+    assert set(record.layers) == set(spikes)
+    for layer, fired in spikes.items():
+        np.testing.assert_array_equal(record.spikes(layer), fired, err_msg=layer)
+    np.testing.assert_array_equal(record.readout, readout)
 
 
 @pytest.fixture(

@@ -105,11 +105,12 @@ def test_bad_input_to_run(backend, x, steps, says):
         backend.run(native, x, steps)
 
 
-def test_a_name_that_no_torch_module_can_have(torch_backend):
+@pytest.mark.parametrize("name", ["norse", "sinabs", "snntorch", "spikingjelly"])
+def test_a_name_that_no_torch_module_can_have(name):
     linear = Linear(name="code", inputs=("x",), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
     fire = IntegrateFire(name="fire", inputs=("code",), level=np.full(2, 0.5, np.float32))
     with pytest.raises(GraphError, match=r"'code'.*rename"):
-        torch_backend.export(to_nir(LayerGraph((Input(name="x", shape=(2,)), linear, fire))))
+        require(name).export(to_nir(LayerGraph((Input(name="x", shape=(2,)), linear, fire))))
 
 
 def test_levels_that_spikingjelly_can_fire_at_exactly():

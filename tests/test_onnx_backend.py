@@ -18,13 +18,13 @@ import pytest
 import torch
 import whole_networks
 import whole_numbers
+from conftest import assert_equal
 from torch import nn
 
 import bridge
 from bridge import GraphError, InputError
 from bridge.graph import BatchNorm, Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, SumPool2d
 from bridge.nir_graph import to_nir
-from bridge.records import SpikeRecord
 from bridge.simulate.reference import simulate
 from exporters.onnx_runtime import OnnxNetwork, OnnxRuntime, backend
 
@@ -41,13 +41,6 @@ def case(request):
 
 def exported(graph: LayerGraph) -> OnnxNetwork:
     return OnnxRuntime().export(to_nir(graph))
-
-
-def assert_equal(record: SpikeRecord, spikes: dict[str, np.ndarray], readout: np.ndarray) -> None:
-    assert set(record.layers) == set(spikes)
-    for layer, fired in spikes.items():
-        np.testing.assert_array_equal(record.spikes(layer), fired, err_msg=layer)
-    np.testing.assert_array_equal(record.readout, readout)
 
 
 def test_one_model_for_all_numbers_of_images_and_steps(case):

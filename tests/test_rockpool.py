@@ -11,14 +11,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-import whole_networks
-import whole_numbers
 from conftest import require
-from torch import nn
 
 import bridge
-from bridge import GraphError, InputError
-from bridge.graph import Affine, Conv2d, Input, IntegrateFire, LayerGraph, Linear
+from bridge import GraphError
+from bridge.graph import Affine, Input, IntegrateFire, LayerGraph, Linear
 from bridge.nir_graph import to_nir
 
 STEPS = 5
@@ -45,79 +42,6 @@ def over_time(x: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
 def flat(readout: np.ndarray) -> np.ndarray:
     """A readout ``[T, B, ...]`` as Rockpool gives it: ``[B, T, N]``."""
     return readout.reshape(*readout.shape[:2], -1).swapaxes(0, 1)
-
-
-def test_exact_and_the_same_again(rockpool, case):
-    model, network, x = case
-    native = rockpool.export(network.to_nir())
-    spikes, readout = oracle.spikes_of(model, x.numpy(), STEPS)
-    for images in (3, 3, 1):
-        record = rockpool.run(native, x[:images].numpy(), STEPS)
-        assert set(record.layers) == set(network.layers)
-        for layer, fired in zip(network.layers, spikes, strict=True):
-            np.testing.assert_array_equal(record.spikes(layer), fired[:, :images], err_msg=layer)
-        np.testing.assert_array_equal(record.readout, readout[:, :images])
-        assert not record.membranes
-
-
-@pytest.mark.parametrize("name", whole_networks.NETWORKS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_whole_numbers(rockpool, name, seed):
-    graph = whole_networks.NETWORKS[name](seed)
-    pixels = whole_networks.images(4, graph.input.shape, seed)
-    record = rockpool.run(rockpool.export(to_nir(graph)), pixels, 9)
-    spikes, readout = whole_numbers.spikes_of(to_nir(graph), pixels, 9)
-    assert set(record.layers) == set(spikes)
-    for layer, fired in spikes.items():
-        np.testing.assert_array_equal(record.spikes(layer), fired, err_msg=layer)
-    np.testing.assert_array_equal(record.readout, readout)
-
-
-def test_a_level_and_a_threshold_for_each_channel(rockpool):
-    """Drives of several thresholds are among them: one spike a step all the same."""
-    level, threshold = np.array([0.25, 0.5, 0.875], np.float32), np.array([0.75, 1, 2], np.float32)
-    weight = np.diag([1, 8, -3]).astype(np.float32)[:, :, None, None]
-    bias = np.array([0.125, 0, 0.5], np.float32)
-    graph = LayerGraph(
-        (
-            Input(name="input", shape=(3, 2, 4)),
-            Conv2d(name="conv", inputs=("input",), weight=weight, bias=bias),
-            IntegrateFire(name="fire", inputs=("conv",), level=level, threshold=threshold),
-        )
-    )
-    x = networks.dyadic_images(4, (3, 2, 4)).numpy()
-    record = rockpool.run(rockpool.export(to_nir(graph)), x, 7, membranes=True)
-    u = np.zeros(x.shape)
-    for t in range(7):
-        u += x * np.array([1, 8, -3])[:, None, None] + bias[:, None, None]
-        np.testing.assert_array_equal(record.membranes["fire"][t], u)
-        fired = u >= level[:, None, None]
-        np.testing.assert_array_equal(record.spikes("fire")[t], fired)
-        np.testing.assert_array_equal(record.readout[t], fired)
-        u -= threshold[:, None, None] * fired
-    assert u.max() > 4 * threshold.max()
-
-
-def test_fires_at_the_level_and_not_just_below(rockpool):
-    level = np.array([0.5, 0.75, 0.9, 1e-3, 37], np.float32)
-    layers = (Input(name="input", shape=(5,)), IntegrateFire(name="fire", inputs=("input",), level=level))
-    native = rockpool.export(to_nir(LayerGraph(layers)))
-    x = np.stack([np.nextafter(level, np.float32(-1)), level, np.nextafter(level, np.float32(99))])
-    expected = np.repeat([[0], [1], [1]], 5, axis=1)
-    np.testing.assert_array_equal(rockpool.run(native, x, 1).spikes("fire")[0], expected)
-
-
-def test_float_networks_agree_but_for_ties(rockpool):
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), bridge.QCFS(4), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3), bridge.QCFS(8)),
-        *(nn.Flatten(), nn.Linear(8 * 9, 10)),
-    )
-    x = torch.randn(40, 3, 10, 10)
-    network = bridge.convert(model, x)
-    for one in (network, network.calibrate(x, 4)):
-        agreement = one.validate(x, 4, [rockpool])
-        assert agreement.agreed
-        assert agreement.backends["rockpool"].total_differing < 10  # of 170 000
 
 
 def test_by_hand_and_from_a_fresh_state(rockpool, case):
@@ -197,18 +121,3 @@ def test_refused_layers(rockpool):
     hard = nir.NIRGraph.from_list(nir.IF(r=np.ones(2), v_threshold=np.ones(2)))
     with pytest.raises(GraphError, match=r"'if'.*soft reset"):
         rockpool.export(hard)
-
-
-@pytest.mark.parametrize(
-    ("x", "steps", "says"),
-    [
-        (np.zeros((2, 5), np.float32), 4, "expected images"),
-        (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
-        (np.zeros((2, 6), np.float32), 0, "at least one time step"),
-    ],
-)
-def test_bad_input_to_run(rockpool, x, steps, says):
-    model, shape = networks.mlp()
-    native = rockpool.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
-    with pytest.raises(InputError, match=says):
-        rockpool.run(native, x, steps)

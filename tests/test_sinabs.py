@@ -9,15 +9,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-import whole_networks
-import whole_numbers
-from conftest import require
+from conftest import assert_equal, require
 
 import bridge
-from bridge import GraphError, InputError
-from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear
+from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph
 from bridge.nir_graph import to_nir
-from bridge.records import SpikeRecord
 from bridge.simulate import simulate
 
 STEPS = 5
@@ -35,14 +31,6 @@ def case(request):
     model, shape = networks.ALL[request.param]()
     x = networks.dyadic_images(3, shape)
     return model, bridge.convert(model, x), x
-
-
-def assert_equal(record: SpikeRecord, spikes: dict[str, np.ndarray], readout: np.ndarray) -> None:
-    assert record.backend == "sinabs"
-    assert set(record.layers) == set(spikes)
-    for layer, fired in spikes.items():
-        np.testing.assert_array_equal(record.spikes(layer), fired, err_msg=layer)
-    np.testing.assert_array_equal(record.readout, readout)
 
 
 def test_spikes_are_those_of_the_oracle(sinabs, case):
@@ -95,15 +83,6 @@ def test_it_is_made_of_sinabs_own_parts(sinabs):
         assert (neuron.spike_fn, neuron.min_v_mem, neuron.tau_syn) == (SingleSpike, None, None)
         assert neuron.reset_fn == MembraneSubtract(subtract_value=1.0)
         assert float(neuron.spike_threshold) == 0.5
-
-
-@pytest.mark.parametrize("name", whole_networks.NETWORKS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_whole_numbers(sinabs, name, seed):
-    graph = whole_networks.NETWORKS[name](seed)
-    pixels = whole_networks.images(4, graph.input.shape, seed)
-    record = sinabs.run(sinabs.export(to_nir(graph)), pixels, 9)
-    assert_equal(record, *whole_numbers.spikes_of(to_nir(graph), pixels, 9))
 
 
 def per_channel(level: list[float], threshold: list[float]) -> LayerGraph:
@@ -181,25 +160,3 @@ def test_gradients_reach_the_weights(sinabs, case):
     net(x.repeat_interleave(3, dim=0)).sum().backward()
     gradients = {name: p.grad for name, p in net.named_parameters() if p.requires_grad}
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
-
-
-@pytest.mark.parametrize(
-    ("x", "steps", "says"),
-    [
-        (np.zeros((2, 5), np.float32), 4, "expected images"),
-        (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
-        (np.zeros((2, 6), np.float32), 0, "at least one time step"),
-    ],
-)
-def test_bad_input(sinabs, x, steps, says):
-    model, shape = networks.mlp()
-    native = sinabs.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
-    with pytest.raises(InputError, match=says):
-        sinabs.run(native, x, steps)
-
-
-def test_a_name_that_no_torch_module_can_have(sinabs):
-    linear = Linear(name="code", inputs=("x",), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
-    fire = IntegrateFire(name="fire", inputs=("code",), level=np.full(2, 0.5, np.float32))
-    with pytest.raises(GraphError, match=r"'code'.*rename"):
-        sinabs.export(to_nir(LayerGraph((Input(name="x", shape=(2,)), linear, fire))))

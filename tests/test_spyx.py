@@ -6,17 +6,14 @@ import networks
 import numpy as np
 import oracle
 import pytest
-import torch
 import whole_networks
 import whole_numbers
-from conftest import require
-from torch import nn
+from conftest import assert_equal, require
 
 import bridge
-from bridge import GraphError, InputError
-from bridge.graph import BatchNorm, Conv2d, Flatten, Input, IntegrateFire, LayerGraph, SumPool2d
+from bridge import GraphError
+from bridge.graph import BatchNorm, Input, IntegrateFire, LayerGraph, SumPool2d
 from bridge.nir_graph import to_nir
-from bridge.records import SpikeRecord
 from bridge.simulate import simulate
 
 STEPS = 5
@@ -36,13 +33,6 @@ def case(request, backend):
     return model, network, backend.export(network.to_nir()), x
 
 
-def assert_equal(record: SpikeRecord, spikes: dict[str, np.ndarray], readout: np.ndarray) -> None:
-    assert set(record.layers) == set(spikes)
-    for layer, fired in spikes.items():
-        np.testing.assert_array_equal(record.spikes(layer), fired, err_msg=layer)
-    np.testing.assert_array_equal(record.readout, readout)
-
-
 def test_spikes_membranes_and_a_fresh_start(backend, case):
     model, network, native, x = case
     spikes, readout = oracle.spikes_of(model, x.numpy(), STEPS)
@@ -54,43 +44,6 @@ def test_spikes_membranes_and_a_fresh_start(backend, case):
     again = backend.run(native, x.numpy(), 2)
     assert_equal(again, {n: s[:2] for n, s in zip(network.layers, spikes, strict=True)}, readout[:2])
     assert not again.membranes
-
-
-@pytest.mark.parametrize("name", whole_networks.NETWORKS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_whole_numbers(backend, name, seed):
-    graph = whole_networks.NETWORKS[name](seed)
-    pixels = whole_networks.images(3, graph.input.shape, seed)
-    expected = whole_numbers.spikes_of(to_nir(graph), pixels, 9)
-    assert any(0 < fired.mean() < 1 for fired in expected[0].values())
-    record = backend.run(backend.export(to_nir(graph)), pixels, 9)
-    assert_equal(record, *expected)
-
-
-def test_a_level_and_a_threshold_for_each_channel(backend):
-    """By hand, in float64, where these sums are exact."""
-    level = np.array([20, 50, 7], np.float32)
-    threshold = np.array([64, 100, 3], np.float32)
-    eye = np.eye(3, dtype=np.float32)[:, :, None, None]
-    graph = LayerGraph(
-        (
-            Input(name="input", shape=(3, 2, 2)),
-            Conv2d(name="conv", inputs=("input",), weight=eye, bias=np.array([-3, 5, -100], np.float32)),
-            IntegrateFire(name="fire", inputs=("conv",), level=level, threshold=threshold),
-            Flatten(name="flatten", inputs=("fire",)),
-        )
-    )
-    x = whole_networks.images(4, (3, 2, 2), 0)
-    u = np.zeros((4, 3, 2, 2))
-    spikes, membranes = [], []
-    for _ in range(7):
-        u = u + x + np.array([-3, 5, -100])[:, None, None]
-        membranes.append(u)
-        spikes.append(u >= level[:, None, None])
-        u = u - spikes[-1] * threshold[:, None, None]
-    record = backend.run(backend.export(to_nir(graph)), x, 7, membranes=True)
-    assert_equal(record, {"fire": np.stack(spikes)}, np.stack(spikes).reshape(7, 4, -1))
-    np.testing.assert_array_equal(record.membranes["fire"], np.stack(membranes))
 
 
 def test_padded_sums(backend):
@@ -207,29 +160,3 @@ def test_layers_without_a_module(backend):
     norm = BatchNorm(name="norm", inputs=("input",), scale=ones, shift=ones)
     with pytest.raises(GraphError, match=r"'norm'.*BatchNorm"):
         SpyxNetwork(LayerGraph((Input(name="input", shape=(3,)), norm)))
-
-
-@pytest.mark.parametrize(
-    ("x", "steps", "says"),
-    [
-        (np.zeros((2, 5), np.float32), 4, "expected images"),
-        (np.zeros((0, 6), np.float32), 4, "expected images"),
-        (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
-        (np.zeros((2, 6), np.float32), 0, "at least one time step"),
-    ],
-)
-def test_bad_input(backend, x, steps, says):
-    model, shape = networks.mlp()
-    native = backend.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
-    with pytest.raises(InputError, match=says):
-        backend.run(native, x, steps)
-
-
-def test_weights_off_the_grid(backend):
-    """There the validator accepts nothing but ties."""
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), bridge.QCFS(4), nn.Conv2d(8, 8, 3, 2, 1), bridge.QCFS(4)),
-        *(nn.AvgPool2d(3, 2, 1), nn.Flatten(), nn.Linear(8 * 2 * 2, 10)),
-    )
-    x = torch.rand(8, 3, 8, 8)
-    assert bridge.convert(model, x).validate(x, 8, [backend]).agreed
