@@ -96,14 +96,22 @@ def train(
     change: Annotated[list[str] | None, typer.Option("--set", help="name=value of the recipe; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     held_out: Annotated[int, typer.Option(help="Training images to report accuracy on, not the test images.")] = 0,
+    initial: Annotated[Path | None, typer.Option(help="Weights to begin with, in the place of random ones.")] = None,
 ) -> None:
     """Train a network with QCFS. Called again after a kill, it goes on where it was."""
     with _bad_input():
         from bridge.zoo.train import run as run_training
 
-        changes = change or []
         result = run_training(
-            model, data, out, recipe=recipe, changes=changes, folder=folder, seed=seed, held_out=held_out
+            model,
+            data,
+            out,
+            recipe=recipe,
+            changes=change or [],
+            folder=folder,
+            seed=seed,
+            held_out=held_out,
+            initial=initial,
         )
     Console(stderr=True).print(f"{result.accuracy:.2%} right: wrote {result.weights}", markup=False, soft_wrap=True)
 

@@ -36,6 +36,7 @@ TINY = Recipe(
     flip=False,
     autoaugment=False,
     cutout=2,
+    dither=0.5,
 )
 STEPS = 5
 """An epoch's, of `patterns`."""
@@ -300,6 +301,49 @@ def test_thresholds_have_a_decay_of_their_own(tmp_path):
     spared = observed(tmp_path / "spared", replace(recipe, threshold_weight_decay=0.0))[-1][2]
     decayed = observed(tmp_path / "decayed", replace(recipe, threshold_weight_decay=1.0))[-1][2]
     assert decayed < 0.95 * spared
+
+
+def test_dither_waits_for_qcfs(tmp_path):
+    """ReLU epochs hear none of it."""
+    torch.manual_seed(0)
+    shifted = observed(tmp_path / "wide", replace(TINY, epochs=3, relu_epochs=2, dither=3.0))
+    torch.manual_seed(0)
+    plain = observed(tmp_path / "none", replace(TINY, epochs=3, relu_epochs=2, dither=0.0))
+    same = [torch.equal(one[0], other[0]) for one, other in zip(shifted, plain, strict=True)]
+    assert same == [True] * 2 * STEPS + [False] * STEPS
+
+
+def test_it_can_begin_with_given_weights(tmp_path):
+    first = small_train(tmp_path / "first")
+    recipe = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-9, weight_decay=0.0, threshold_weight_decay=0.0)
+    second = small_train(tmp_path / "second", recipe, seed=5, initial=first.weights)
+    for name, value in first.model.named_parameters():
+        assert torch.allclose(value, second.model.state_dict()[name], atol=1e-6), name
+    third = small_train(tmp_path / "third", recipe, initial=second.weights)
+    card = third.card.read_text()
+    assert f"beginning with the weights of a run of 1 epochs ({second.accuracy:.2%})" in card
+    script = card.split("```python\n")[2].split("```")[0]
+    calls = []
+    record = {"train": lambda *arguments, **options: calls.append((arguments, options)), "folder": "folder"}
+    lines = [line for line in script.splitlines() if not line.startswith(("from ", "data = "))]
+    exec("\n".join(lines), {**record, "Recipe": Recipe, "data": "data"})
+    assert [arguments[:3] for arguments, _ in calls] == [("digits", "data", one) for one in (TINY, recipe, recipe)]
+    assert [options["seed"] for _, options in calls] == [0, 5, 0]
+    assert "initial" not in calls[0][1]
+    for (arguments, _), (_, options) in zip(calls, calls[1:], strict=False):
+        assert options["initial"] == f"{arguments[3]}/{WEIGHTS}"
+
+
+def test_weights_of_another_library_can_be_begun_with(tmp_path):
+    model = models.build("digits", 10, (1, 8, 8), 8, 2.0)
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    result = small_train(tmp_path / "out", initial=tmp_path / "theirs.pt")
+    assert "beginning with weights of checksum" in result.card.read_text()
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="do not fit"):
+        small_train(tmp_path / "out", initial=tmp_path / "other.pt", resume=False)
+    with pytest.raises(InputError, match="of another run: initial is"):
+        small_train(tmp_path / "out")
 
 
 def test_held_out_images_are_reported_on_and_not_trained_on(tmp_path):

@@ -51,6 +51,8 @@ class Recipe:
         flip: mirror half of the images.
         autoaugment: AutoAugment's policy for CIFAR-10.
         cutout: side of the square that is blanked, in pixels; 0 for none.
+        dither: half the width, in levels, of the range round 1/2 that QCFS's shift is drawn from in training (see
+            `bridge.zoo.dither`); 0 for none. 1 makes about the errors that spikes make at 4 steps.
         label_smoothing: share of a label spread over all classes.
         threshold_weight_decay: of λ. Behind batch norm (γ, β) and before another one, scaling γ, β and λ together
             changes nothing, so decaying all three alike changes nothing either, while sparing λ alone would push the
@@ -76,6 +78,7 @@ class Recipe:
     flip: bool = True
     autoaugment: bool = True
     cutout: int = 16
+    dither: float = 0.0
     label_smoothing: float = 0.0
     threshold_weight_decay: float = 5e-4
     precision: Precision = "float32"
@@ -87,7 +90,7 @@ class Recipe:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "threshold", "fine_tuning_rate"):
             self._check(name, 0 < getattr(self, name) < math.inf, "positive")
-        for name in ("weight_decay", "threshold_weight_decay"):
+        for name in ("weight_decay", "threshold_weight_decay", "dither"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
         for name in ("padding", "cutout"):
             self._check(name, getattr(self, name) >= 0, "at least 0")

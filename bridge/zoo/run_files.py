@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import torch
 
 from bridge.environment import environment
 from bridge.errors import InputError
-from bridge.zoo.models import MODELS
+from bridge.zoo.models import MODELS, require_safetensors
+from bridge.zoo.recipes import Recipe
 
 if TYPE_CHECKING:
     from bridge.zoo.train import Metrics, Plan
@@ -53,9 +55,20 @@ def damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: not a checkpoint of a run, or damaged ({reason}); start anew with resume=False")
 
 
+def earlier_run(path: Path) -> dict[str, str]:
+    """Of weights that a run begins with: their checksum, and what `weights_metadata` said of them, if it wrote them."""
+    found = {"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}
+    if path.suffix == ".safetensors":
+        with require_safetensors().safe_open(path, "pt") as file:
+            found.update(file.metadata() or {})
+    return found
+
+
 def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
     """What makes the network again, and what it is worth."""
+    initial = {} if plan.initial is None else {"initial": json.dumps(plan.initial)}
     return {
+        **initial,
         "model": plan.name,
         "classes": json.dumps(plan.dataset.classes),
         "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
@@ -80,13 +93,15 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
         for name, value, usual in (("held_out", plan.held_out, 0), ("compile", plan.compile, "auto"))
         if value != usual
     )
+    earlier, options_of_it = _earlier(plan.initial, model, options)
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
 was chosen by the test images{held_out}.
 
 Trained for {plan.recipe.epochs} epochs in {minutes:.0f} minutes on {plan.group.size} × {plan.group.device.type}
-({torch.get_num_threads()} threads each) with seed {plan.seed}; Python {made["python"]}, {packages}; {made["system"]}.
+({torch.get_num_threads()} threads each) with seed {plan.seed}{_began(plan.initial)}; Python {made["python"]}, {packages};
+{made["system"]}.
 
 ## Use
 
@@ -104,11 +119,37 @@ from bridge.zoo.data import dataset
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.train import train
 
-recipe = {plan.recipe!r}
-train({model}, dataset({plan.dataset.name!r}, folder), recipe, "out", seed={plan.seed}{options})
+data = dataset({plan.dataset.name!r}, folder)
+{earlier}recipe = {plan.recipe!r}
+train({model}, data, recipe, "out", seed={plan.seed}{options}{options_of_it})
 ```
 
 | recipe | |
 |---|---|
 {rows}
 """
+
+
+def _began(initial: dict[str, str] | None) -> str:
+    """What a run began with, for its card."""
+    if initial is None:
+        return ""
+    if "recipe" not in initial:
+        return f", beginning with weights of checksum {initial['crc32']}"
+    epochs, accuracy = json.loads(initial["recipe"])["epochs"], float(initial["accuracy"])
+    return f", beginning with the weights of a run of {epochs} epochs ({accuracy:.2%})"
+
+
+def _earlier(initial: dict[str, str] | None, model: str, options: str) -> tuple[str, str]:
+    """The lines that make the weights a run began with, and the option that gives it them."""
+    if initial is None:
+        return "", ""
+    if "recipe" not in initial:
+        return "", ', initial="weights"  # yours'
+    before, its_options = _earlier(json.loads(initial.get("initial", "null")), model, options)
+    recipe = Recipe(**json.loads(initial["recipe"]))
+    folder = f"out-{initial['crc32']}"
+    lines = (
+        f"recipe = {recipe!r}\ntrain({model}, data, recipe, {folder!r}, seed={initial['seed']}{options}{its_options})\n"
+    )
+    return before + lines, f", initial={f'{folder}/{WEIGHTS}'!r}"

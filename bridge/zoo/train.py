@@ -17,7 +17,7 @@ import sysconfig
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bridge.capture.torch_model import at_inference
+from bridge.checkpoints import load_checkpoint
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.thresholds import fit_thresholds
+from bridge.zoo.dither import Dither
 from bridge.zoo.models import activations, build, require_safetensors, save_weights
 from bridge.zoo.processes import Group, processes
 from bridge.zoo.recipes import SHORT, Recipe, learning_rate, recipe_named
@@ -44,6 +46,7 @@ from bridge.zoo.run_files import (
     METRICS,
     WEIGHTS,
     damaged,
+    earlier_run,
     model_card,
     read_checkpoint,
     weights_metadata,
@@ -128,6 +131,7 @@ def train(
     evaluate_every: int = 1,
     held_out: int = 0,
     checkpoint_minutes: float = 5.0,
+    initial: str | Path | None = None,
 ) -> Result:
     """Train `model` on `dataset` and write weights, model card and metrics into the folder `out`.
 
@@ -153,9 +157,10 @@ def train(
         held_out: keep so many training images out of training and report accuracy on them, not on the test images,
             until training is over.
         checkpoint_minutes: between two checkpoints within an epoch; there is one after every epoch anyway.
+        initial: a weights file to begin with, λ included, in the place of random weights: fine-tuning.
 
     Raises:
-        InputError: an argument is out of range; the images do not fit `model`; `out` cannot be written, or its
+        InputError: an argument is out of range; the images or the weights `initial` do not fit `model`; `out` cannot be written, or its
             checkpoint is damaged or of another run.
         BridgeError: the loss is no longer finite; safetensors is not installed.
     """
@@ -169,6 +174,8 @@ def train(
         _check_batch(recipe, len(dataset.train.y) - held_out, group)
         recipe = replace(recipe, precision=_precision(recipe, group.device))
         network, name = _network(model, dataset, recipe, seed, group.device)
+        if initial is not None:
+            load_checkpoint(network, initial)
         plan = Plan(
             name=name,
             dataset=dataset,
@@ -181,6 +188,7 @@ def train(
             held_out=held_out,
             checkpoint_minutes=checkpoint_minutes,
             group=group,
+            initial=None if initial is None else earlier_run(Path(initial)),
         )
         training = _Training(plan, network)
         with _qcfs_in_float32(network, recipe.precision == "bfloat16"):
@@ -307,6 +315,7 @@ class Plan:
     held_out: int
     checkpoint_minutes: float
     group: Group
+    initial: dict[str, str] | None
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
@@ -341,6 +350,7 @@ class Plan:
             "processes": self.group.size,
             "device": self.group.device.type,
             "compile": self.compile,
+            "initial": self.initial and self.initial["crc32"],
             **{f"recipe.{name}": value for name, value in asdict(self.recipe).items()},
         }
 
@@ -371,6 +381,10 @@ class _Training:
         self.saved = "there is none yet"
         device = plan.group.device
         self.x, self.y = plan.images[0].x.to(device), plan.images[0].y.to(device)
+        self.dither = None
+        if plan.recipe.dither:
+            share = plan.recipe.batch_size // plan.group.size
+            self.dither = Dither(model, plan.dataset.normalise(self.x[:2].cpu()).to(device), share, plan.recipe.dither)
 
     def _new_optimiser(self) -> torch.optim.SGD:
         recipe = self.plan.recipe
@@ -414,7 +428,7 @@ class _Training:
         LOG.log(self._level, "%s on %s: %d epochs of %d steps, %s%s", plan.name, plan.dataset.name, plan.recipe.epochs,
                 plan.batches, plan.recipe.precision, ", compiled" if plan.compile else "")  # fmt: skip
         try:
-            with _Bar(plan, self.at) as bar:
+            with _Bar(plan, self.at) as bar, self.dither.applied() if self.dither else nullcontext():
                 forward = self._forward()
                 while self.at.epoch < plan.recipe.epochs:
                     if 0 < plan.recipe.relu_epochs == self.at.epoch and self.at.batch == 0:
@@ -436,7 +450,10 @@ class _Training:
     def _forward(self) -> Callable[[Tensor], Tensor]:
         """The network as the steps call it: with ReLU or QCFS, on all processes, compiled."""
         group = self.plan.group
-        _rectify(self.model, self.plan.rectified(self.at.epoch))
+        rectified = self.plan.rectified(self.at.epoch)
+        _rectify(self.model, rectified)
+        if self.dither:
+            self.dither.active = not rectified
         forward: Any = self.model
         if group.size > 1:
             # This also gives every process the first one's parameters, and in every step its batch norm statistics.
@@ -513,6 +530,8 @@ class _Training:
             autoaugment=recipe.autoaugment,
             cutout=recipe.cutout,
         ).contiguous(memory_format=torch.channels_last)
+        if self.dither:
+            self.dither.draw(generator)
         y = self.y[chosen]
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = forward(x)
