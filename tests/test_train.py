@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -330,7 +331,7 @@ def test_it_can_begin_with_given_weights(tmp_path):
     assert [arguments[:3] for arguments, _ in calls] == [("digits", "data", one) for one in (TINY, recipe, recipe)]
     assert [options["seed"] for _, options in calls] == [0, 5, 0]
     assert "initial" not in calls[0][1]
-    for (arguments, _), (_, options) in zip(calls, calls[1:], strict=False):
+    for (arguments, _), (_, options) in itertools.pairwise(calls):
         assert options["initial"] == f"{arguments[3]}/{WEIGHTS}"
 
 

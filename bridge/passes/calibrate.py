@@ -45,7 +45,7 @@ no offset for all of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Correction:
+class Correction:
     """What is changed in a layer of neurons, ``[C]`` each."""
 
     gain: Tensor
@@ -53,13 +53,13 @@ class _Correction:
     potential: Tensor
 
     @staticmethod
-    def none(layer: IntegrateFire) -> _Correction:
+    def none(layer: IntegrateFire) -> Correction:
         potential = torch.from_numpy(layer.threshold - layer.level)
-        return _Correction(torch.ones_like(potential), torch.zeros_like(potential), potential)
+        return Correction(torch.ones_like(potential), torch.zeros_like(potential), potential)
 
-    def where(self, better: Tensor, other: _Correction) -> _Correction:
+    def where(self, better: Tensor, other: Correction) -> Correction:
         """`other` in the channels that are `better`."""
-        return _Correction(
+        return Correction(
             torch.where(better, other.gain, self.gain),
             torch.where(better, other.bias, self.bias),
             torch.where(better, other.potential, self.potential),
@@ -86,12 +86,12 @@ def calibrate(
     generator = torch.Generator().manual_seed(0)
 
     def fit(layer: IntegrateFire, drive: Tensor) -> Tensor:
-        weighted = _feeding(graph, layer.inputs[0])
+        weighted = feeding(graph, layer.inputs[0])
         possible = {"potential": True, "gain": weighted, "bias": any(isinstance(one, Affine) for one in weighted)}
         allowed = tuple(kind for kind in kinds if possible[kind])
         samples = _samples(drive, targets[layer.name], generator)
-        correction = _fit(_Correction.none(layer), *samples, allowed, emphasis)
-        changed.update(_corrected(layer, weighted, correction))
+        correction = _fit(Correction.none(layer), *samples, allowed, emphasis)
+        changed.update(corrected(layer, weighted, correction))
         return _fire(drive, correction)
 
     readout = layer_by_layer(graph, x, steps, fit, f"calibrating, T = {steps}")
@@ -103,13 +103,13 @@ def calibrate(
     return LayerGraph(tuple(changed.get(layer.name, layer) for layer in graph))
 
 
-def _feeding(graph: LayerGraph, name: str) -> list[Affine | Scale]:
+def feeding(graph: LayerGraph, name: str) -> list[Affine | Scale]:
     """The layers with weights whose sum is the layer `name`, if all of them feed nothing else; else none."""
     layer = graph[name]
     if len(graph.consumers(name)) != 1:
         return []
     if isinstance(layer, Add):
-        found = [_feeding(graph, source) for source in layer.inputs]
+        found = [feeding(graph, source) for source in layer.inputs]
         return [one for part in found for one in part] if all(found) else []
     return [layer] if isinstance(layer, Affine | Scale) else []
 
@@ -128,7 +128,7 @@ def _samples(drive: Tensor, target: Tensor, generator: torch.Generator) -> tuple
     return drives[:, some] + off, targets[some]
 
 
-def _fit(start: _Correction, drive: Tensor, target: Tensor, kinds: tuple[str, ...], emphasis: float) -> _Correction:
+def _fit(start: Correction, drive: Tensor, target: Tensor, kinds: tuple[str, ...], emphasis: float) -> Correction:
     """The best correction found for drives ``[T, M, C]`` and targets ``[M, C]``, each channel by itself.
 
     Its neurons are run for every candidate: what is least is the error that there will be.
@@ -136,7 +136,7 @@ def _fit(start: _Correction, drive: Tensor, target: Tensor, kinds: tuple[str, ..
     best = start
     least = torch.full((target.shape[1],), torch.inf)
 
-    def attempt(candidate: _Correction) -> Tensor:
+    def attempt(candidate: Correction) -> Tensor:
         nonlocal best, least
         error = _fire(drive, candidate).mean(dim=0) - target
         mean = error.mean(dim=0)
@@ -162,7 +162,7 @@ def _fit(start: _Correction, drive: Tensor, target: Tensor, kinds: tuple[str, ..
     return best
 
 
-def _fire(drive: Tensor, correction: _Correction) -> Tensor:
+def _fire(drive: Tensor, correction: Correction) -> Tensor:
     """Spikes ``[T, ..., C, ...]`` for `drive` of that shape: channels last with three dimensions, else third."""
     shape = (-1,) if drive.dim() == 3 else (1, -1, *[1] * (drive.dim() - 3))
     gain, bias = correction.gain.reshape(shape), correction.bias.reshape(shape)
@@ -176,7 +176,7 @@ def _fire(drive: Tensor, correction: _Correction) -> Tensor:
     return spikes
 
 
-def _corrected(layer: IntegrateFire, weighted: list[Affine | Scale], correction: _Correction) -> Mapping[str, Layer]:
+def corrected(layer: IntegrateFire, weighted: list[Affine | Scale], correction: Correction) -> Mapping[str, Layer]:
     """The layer and those that feed it, with the correction in them."""
     gain, bias = correction.gain.numpy(), correction.bias.numpy()
     level = (1 - correction.potential).numpy()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from bridge.graph import IntegrateFire, LayerGraph
@@ -18,11 +17,11 @@ Fire = Callable[[IntegrateFire, Tensor], Tensor]
 """Of a layer of neurons and what drives them, ``[T, B, *shape]``, their spikes 0/1 of that shape."""
 
 
-@torch.inference_mode()
 def layer_by_layer(graph: LayerGraph, x: Tensor, steps: int, fire: Fire, title: str = "") -> Tensor:
     """Take images `x` ``[B, *input]``, held constant, through the spiking `graph`, with `fire` for its neurons.
 
-    Returns the readout at each step, ``[T, B, ...]``. With a `title` there is a progress bar.
+    Returns the readout at each step, ``[T, B, ...]``, with gradients if there are any. With a `title` there is a
+    progress bar.
     """
     values: dict[str, Tensor] = {}  # rows [T · B, ...], or images [B, ...] where no spike has come in
     readers = {layer.name: len(graph.consumers(layer.name)) for layer in graph}

@@ -1,9 +1,9 @@
 """Noise before the quantiser, in training: what makes a network bear that its spikes come unevenly.
 
 At T steps a rate is off by about ``1 / (T·√12)`` of a threshold at every layer, whatever the conversion does, and the
-errors add up over the layers. A network that has been trained without ever meeting such errors amplifies them. So QCFS's
-shift φ, which is 1/2, is drawn anew for every activation and step of training from ``1/2 ± width``; at inference it is
-1/2 again, and nothing is left of this in the network.
+errors add up over the layers. A network that has been trained without ever meeting such errors amplifies them. So
+QCFS's shift φ, which is 1/2, is drawn anew for every activation and step of training from ``1/2 ± width``; at inference
+it is 1/2 again, and nothing is left of this in the network.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of t
 was chosen by the test images{held_out}.
 
 Trained for {plan.recipe.epochs} epochs in {minutes:.0f} minutes on {plan.group.size} × {plan.group.device.type}
-({torch.get_num_threads()} threads each) with seed {plan.seed}{_began(plan.initial)}; Python {made["python"]}, {packages};
-{made["system"]}.
+({torch.get_num_threads()} threads each) with seed {plan.seed}{_began(plan.initial)};
+Python {made["python"]}, {packages}; {made["system"]}.
 
 ## Use
 

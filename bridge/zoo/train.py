@@ -160,8 +160,8 @@ def train(
         initial: a weights file to begin with, λ included, in the place of random weights: fine-tuning.
 
     Raises:
-        InputError: an argument is out of range; the images or the weights `initial` do not fit `model`; `out` cannot be written, or its
-            checkpoint is damaged or of another run.
+        InputError: an argument is out of range; the images or the weights `initial` do not fit `model`; `out` cannot be
+            written, or its checkpoint is damaged or of another run.
         BridgeError: the loss is no longer finite; safetensors is not installed.
     """
     require_safetensors()
