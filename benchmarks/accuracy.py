@@ -10,6 +10,7 @@ seed. Each figure is kept in the JSON file as soon as it is there, and not measu
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -233,8 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.name:
         subject = Subject(chosen.name, dataset(DATA[chosen.name], chosen.folder))
         title = (FOLDER / f"{chosen.name}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        result = results.setdefault(chosen.name, {"rows": []})
+        weights = hashlib.sha256((FOLDER / f"{chosen.name}.safetensors").read_bytes()).hexdigest()
+        if results.get(chosen.name, {}).get("weights") != weights:  # figures of other weights
+            results[chosen.name] = {"rows": []}
+        result = results[chosen.name]
         result |= {
+            "weights": weights,
             "title": title.partition(" with QCFS")[0] + " on " + title.rpartition(" on ")[2],
             "levels": next(module.levels for module in subject.model.modules() if isinstance(module, bridge.QCFS)),
             "images": len(subject.y),

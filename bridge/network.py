@@ -34,9 +34,11 @@ from bridge.passes import (
     lower_concat,
     on_pixels,
     quantize,
+    refine,
     to_float32,
 )
 from bridge.passes.calibrate import KINDS as CALIBRATIONS
+from bridge.passes.refine import output_error
 from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
 from bridge.ranges import LARGEST_PIXEL
@@ -165,7 +167,7 @@ class SpikingNetwork:
 
         Args:
             data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, not the test data. Three
-                quarters are fitted to, the rest chooses between fits that weigh a channel's mean error differently.
+                quarters are fitted to, the rest chooses between fits, of which this network as it is is one.
             steps: T.
             kinds: which of "bias", "gain" and "potential" may change.
 
@@ -180,16 +182,17 @@ class SpikingNetwork:
         x, steps = self._images(data, "data"), _whole(steps, "steps")
         if len(x) < 4:
             raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
-        judges, fitted_to = x[::4], x[torch.arange(len(x)) % 4 != 0]
-        wanted = activations(ann, judges)[2].numpy()
-        least, best = np.inf, self
-        for emphasis in EMPHASES:
-            graph = to_float32(calibrate(self.graph, ann, fitted_to, steps, kinds, emphasis))
-            network = SpikingNetwork(graph, ann)
-            error = float(np.square(network.simulate(judges, steps).outputs[-1] - wanted).mean())
-            if error < least:
-                least, best = error, network
-        return best
+        judged = torch.arange(len(x)) % 4 == 0
+        wanted = activations(ann, x)[2].clone()
+
+        def error(network: SpikingNetwork) -> float:
+            outputs = torch.from_numpy(network.simulate(x[judged], steps).outputs)
+            return float(output_error(outputs[-1], wanted[judged]))
+
+        fits = [calibrate(self.graph, ann, x[~judged], steps, kinds, emphasis) for emphasis in EMPHASES]
+        best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
+        refined = refine(best.graph, x[~judged], wanted[~judged], steps, kinds)
+        return min([best, SpikingNetwork(to_float32(refined), ann)], key=error)
 
     def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:
         """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.

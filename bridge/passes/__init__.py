@@ -7,6 +7,7 @@ from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.lower_concat import lower_concat
 from bridge.passes.on_pixels import ann_on_pixels, on_pixels
 from bridge.passes.quantize import quantize
+from bridge.passes.refine import refine
 from bridge.passes.to_float32 import to_float32
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "lower_concat",
     "on_pixels",
     "quantize",
+    "refine",
     "to_float32",
 ]
