@@ -92,7 +92,7 @@ def train(
     data: Annotated[str, typer.Argument(help="cifar10, mnist, fashion-mnist, or digits, which needs no files.")],
     out: Annotated[Path, typer.Argument(help="Folder for weights, model card, metrics and the checkpoint.")],
     folder: Annotated[Path | None, typer.Option(help="Where the data's files are.")] = None,
-    recipe: Annotated[str, typer.Option(help="paper or short.")] = "short",
+    recipe: Annotated[str, typer.Option(help="paper, 300 epochs, or short, 40.")] = "paper",
     change: Annotated[list[str] | None, typer.Option("--set", help="name=value of the recipe; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     held_out: Annotated[int, typer.Option(help="Training images to report accuracy on, not the test images.")] = 0,

@@ -75,6 +75,7 @@ def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
         "data": plan.dataset.name,
         "recipe": json.dumps(asdict(plan.recipe)),
         "seed": str(plan.seed),
+        "options": _options(plan),
         "accuracy": f"{measured:.4f}",
     }
 
@@ -88,12 +89,7 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     shape = ", ".join(map(str, plan.dataset.train.x.shape[1:]))
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
-    options = "".join(
-        f", {name}={value}"
-        for name, value, usual in (("held_out", plan.held_out, 0), ("compile", plan.compile, "auto"))
-        if value != usual
-    )
-    earlier, options_of_it = _earlier(plan.initial, model, options)
+    earlier, initial = _earlier(plan.initial, model)
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
@@ -121,7 +117,7 @@ from bridge.zoo.train import train
 
 data = dataset({plan.dataset.name!r}, folder)
 {earlier}recipe = {plan.recipe!r}
-train({model}, data, recipe, "out", seed={plan.seed}{options}{options_of_it})
+train({model}, data, recipe, "out", seed={plan.seed}{_options(plan)}{initial})
 ```
 
 | recipe | |
@@ -140,16 +136,20 @@ def _began(initial: dict[str, str] | None) -> str:
     return f", beginning with the weights of a run of {epochs} epochs ({accuracy:.2%})"
 
 
-def _earlier(initial: dict[str, str] | None, model: str, options: str) -> tuple[str, str]:
+def _options(plan: Plan) -> str:
+    """The options of `train` that the final weights depend on, as a call has them."""
+    return (f", held_out={plan.held_out}" if plan.held_out else "") + f", compile={plan.compile}"
+
+
+def _earlier(initial: dict[str, str] | None, model: str) -> tuple[str, str]:
     """The lines that make the weights a run began with, and the option that gives it them."""
     if initial is None:
         return "", ""
     if "recipe" not in initial:
         return "", ', initial="weights"  # yours'
-    before, its_options = _earlier(json.loads(initial.get("initial", "null")), model, options)
+    before, its_initial = _earlier(json.loads(initial.get("initial", "null")), model)
     recipe = Recipe(**json.loads(initial["recipe"]))
     folder = f"out-{initial['crc32']}"
-    lines = (
-        f"recipe = {recipe!r}\ntrain({model}, data, recipe, {folder!r}, seed={initial['seed']}{options}{its_options})\n"
-    )
+    options = f"seed={initial['seed']}{initial.get('options', '')}{its_initial}"
+    lines = f"recipe = {recipe!r}\ntrain({model}, data, recipe, {folder!r}, {options})\n"
     return before + lines, f", initial={f'{folder}/{WEIGHTS}'!r}"

@@ -1,0 +1,59 @@
+"""The recipes of the networks that come with the package and of the paper's larger ones: ready, and what was used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from training import TRAININGS, Training, main, run
+
+import bridge
+from bridge.zoo.data import Dataset, Images
+from bridge.zoo.models import load_weights
+from bridge.zoo.pretrained import FOLDER
+from bridge.zoo.recipes import Recipe
+
+
+def noise(images: int = 24) -> Dataset:
+    """As large as CIFAR-10's, and as coloured."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (images, 3, 32, 32), generator=generator).to(torch.uint8)
+    part = Images(x, torch.arange(images) % 10)
+    return Dataset("cifar10", part, part, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, one in TRAININGS.items() if one.data == "cifar10"])
+def test_a_fraction_of_an_epoch(name, tmp_path):
+    """Three steps of each stage, in the paper's own batches' stead of 8 images."""
+    planned = TRAININGS[name]
+    stages = tuple(replace(recipe, epochs=1, batch_size=8, precision="float32") for recipe in planned.stages)
+    result = run(Training(planned.model, planned.data, stages), noise(), tmp_path)
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == [f"stage{k + 1}" for k in range(len(stages))]
+    model = load_weights(result.weights)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), result.model(x))
+    assert bridge.convert(model, x).simulate(x, 2).outputs.shape == (2, 2, 10)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "resnet20-cifar10"])
+def test_the_weights_of_the_package_say_the_same_recipes(name):
+    stages = []
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+        found = file.metadata()
+    assert (found["model"], found["data"], found["seed"]) == (TRAININGS[name].model, TRAININGS[name].data, "0")
+    while found is not None:
+        stages.insert(0, Recipe(**json.loads(found["recipe"])))
+        found = json.loads(found.get("initial", "null"))
+    planned = TRAININGS[name].stages
+    precise = [replace(recipe, precision=used.precision) for recipe, used in zip(planned, stages, strict=True)]
+    assert precise == stages
+
+
+def test_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["resnet5"])
+    assert "resnet20-cifar10" in capsys.readouterr().err
