@@ -20,9 +20,9 @@ from torch import nn
 
 import bridge
 from bridge import InputError, SpikingNetwork
-from bridge.graph import Conv2d, Input, IntegrateFire, LayerGraph, Linear
+from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, SumPool2d
 from bridge.nir_graph import to_nir
-from bridge.simulate import engine, fire, kernels
+from bridge.simulate import engine, events, fire, kernels
 from bridge.simulate.engine import Engine
 from bridge.zoo import resnet20
 
@@ -30,21 +30,36 @@ WHOLE = {"mlp": whole_networks.mlp, "cnn": whole_networks.cnn, "residual": whole
 WHOLE["signal"] = whole_networks.signal
 
 
-@pytest.fixture(params=["compiled", "by torch"])
-def loop(request, monkeypatch):
-    """The neurons' loop, with numba and without."""
-    if request.param == "by torch":
-        monkeypatch.setattr(fire, "_compiled", lambda: None)
-    elif fire._compiled() is None:
+WAYS = ("events", "int8, compiled", "int8, by torch", "float32, compiled", "float32, by torch")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """How the engine computes: following spikes, or layer by layer in either arithmetic, its loop with numba or not."""
+    if fire._compiled() is None:
         pytest.fail("numba is missing: pip install numba")
-
-
-@pytest.fixture(params=["int8", "float32"])
-def arithmetic(request, monkeypatch):
-    if request.param == "float32":
+    if request.param == "events":
+        monkeypatch.setattr(engine, "MOST_EVENTS", 2**62)
+        return request.param
+    monkeypatch.setattr(engine, "events", lambda *_: None)
+    if "by torch" in request.param:
+        monkeypatch.setattr(fire, "_compiled", lambda: None)
+    if "float32" in request.param:
         monkeypatch.setattr(kernels, "has_int8", lambda: False)
     elif not kernels.has_int8():
         pytest.skip("this torch, or this processor, has no int8 operators")
+    return request.param
+
+
+@pytest.fixture
+def layer_by_layer(monkeypatch):
+    """Not following spikes, however small the network is."""
+    monkeypatch.setattr(engine, "events", lambda *_: None)
+
+
+def anew(network):
+    """A copy that no engine has been made for yet."""
+    return pickle.loads(pickle.dumps(network))
 
 
 @pytest.fixture(params=[1, 2])
@@ -72,17 +87,18 @@ def assert_equal(result, layers, spikes, readout) -> None:
 
 @pytest.mark.parametrize("name", networks.ALL)
 @pytest.mark.parametrize(("steps", "images"), [(1, 1), (5, 3), (19, 7)])  # 19: three blocks, the last one shorter
-def test_floats_on_a_grid(name, steps, images, loop, threads):
+def test_floats_on_a_grid(name, steps, images, way, threads):
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(images, shape)
     network = bridge.convert(model, x)
     result = network.simulate(x, steps, record=True)
     assert_equal(result, network.layers, *oracle.spikes_of(model, x.numpy(), steps))
+    assert (network._engines["cpu"]._events is not None) == (way == "events")
 
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize(("steps", "images"), [(1, 1), (19, 7)])
-def test_whole_numbers(name, steps, images, loop, arithmetic):
+def test_whole_numbers(name, steps, images, way):
     graph = WHOLE[name](3)
     x = whole_networks.images(images, graph.input.shape, 4)
     spikes, readout = whole_numbers.spikes_of(to_nir(graph), x, steps)
@@ -98,10 +114,95 @@ def test_random_networks(name, seed, steps, images):
     spikes, readout = whole_numbers.spikes_of(to_nir(graph), x, steps)
     result = SpikingNetwork(graph).simulate(x, steps, record=True)
     assert_equal(result, spikes.keys(), spikes.values(), readout)
+    made = Engine(graph)
+    made._events = None
+    assert_equal(made.run(torch.from_numpy(x), steps, record=True), spikes.keys(), spikes.values(), readout)
 
 
-def test_digits_in_whole_numbers(arithmetic):
+@st.composite
+def convolutions(draw):
+    """Two layers of neurons behind convolutions of any kind, a pool and a linear layer, in small whole numbers."""
+    number = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    groups = draw(st.sampled_from([1, 1, 2, 4]))
+    channels = [draw(st.integers(1, 3)), groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))]
+    size = draw(st.integers(5, 9)), draw(st.integers(5, 9))
+    layers = [Input(name="x", shape=(channels[0], *size))]
+    for k, of_groups in ((1, 1), (2, groups)):
+        kernel = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        weight = number.integers(-9, 10, (channels[k], channels[k - 1] // of_groups, *kernel)).astype(np.float32)
+        pair = st.tuples(st.integers(1, 2), st.integers(1, 2))
+        layers += [
+            Conv2d(
+                name=f"conv{k}",
+                inputs=(layers[-1].name,),
+                weight=weight,
+                bias=number.integers(-9, 10, channels[k]).astype(np.float32),
+                stride=draw(pair),
+                padding=draw(st.tuples(st.integers(0, 2), st.integers(0, 2))),
+                dilation=draw(pair) if kernel[0] < 3 > kernel[1] else (1, 1),
+                groups=of_groups,
+            ),
+            IntegrateFire(
+                name=f"neurons{k}",
+                inputs=(f"conv{k}",),
+                level=number.integers(1, 40, channels[k]).astype(np.float32),
+                threshold=np.full(channels[k], 80 if k > 1 else 4000, np.float32),
+            ),
+        ]
+    height, width = LayerGraph(tuple(layers)).shapes["neurons2"][1:]
+    window = draw(st.integers(1, height)), draw(st.integers(1, width))
+    layers += [
+        SumPool2d(name="pool", inputs=("neurons2",), kernel=window, stride=draw(pair)),
+        Flatten(name="flat", inputs=("pool",)),
+    ]
+    inputs = LayerGraph(tuple(layers)).shapes["flat"][0]
+    weight = number.integers(-9, 10, (3, inputs)).astype(np.float32)
+    graph = LayerGraph((*layers, Linear(name="out", inputs=("flat",), weight=weight, bias=np.arange(3.0))))
+    return graph, number.integers(0, 256, (2, *graph.input.shape)).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(convolutions(), st.integers(1, 10))
+def test_events_of_any_convolution(case, steps):
+    graph, x = case
+    assert events.events(graph, dict.fromkeys(graph.spiking, 2.0**24)) is not None
+    spikes, readout = whole_numbers.spikes_of(to_nir(graph), x, steps)
+    result = SpikingNetwork(graph).simulate(x, steps, record=True)
+    assert_equal(result, spikes.keys(), spikes.values(), readout)
+
+
+def test_where_spikes_are_followed():
+    """In small networks that are made of convolutions; of whole numbers, only where a run is short."""
     network = digits.quantized(8)
+    found = Engine(network.graph)
+    ran = []
+    run = found._events.run
+    found._events.run = lambda x, *a, **k: ran.append(len(x)) or run(x, *a, **k)
+    x = network.pixels(digits.test_images()[0])
+    found.run(x[:1], 8)
+    assert ran == [1]
+    found.run(x, 8)
+    assert (ran == [1]) == kernels.has_int8()
+    ran.clear()
+    found.run(x[:1], 8, memory=found._events.bytes - 1)
+    assert ran == []
+
+    def graph(*layers, outputs=2):
+        fire = IntegrateFire(name="fire", inputs=("fc",), level=np.full(outputs, 0.5))
+        return LayerGraph(
+            (*layers, fire, Linear(name="out", inputs=("fire",), weight=np.eye(outputs), bias=np.zeros(outputs)))
+        )
+
+    small = Linear(name="fc", inputs=("x",), weight=np.ones((2, 3)), bias=np.zeros(2))
+    assert events.events(graph(Input(name="x", shape=(3,)), small), {"fire": 1.0}) is not None
+    large = Linear(name="fc", inputs=("x",), weight=np.ones((2000, 1000)), bias=np.zeros(2000))
+    assert events.events(graph(Input(name="x", shape=(1000,)), large, outputs=2000), {"fire": 1.0}) is None
+    flat = Flatten(name="fc", inputs=("x",))  # whose neurons are not those of a stored map
+    assert events.events(graph(Input(name="x", shape=(1, 1, 2)), flat), {"fire": 1.0}) is None
+
+
+def test_digits_in_whole_numbers(way):
+    network = anew(digits.quantized(8))
     x, labels = digits.test_images()
     spikes, readout = whole_numbers.spikes_of(network.to_nir(), network.pixels(x).numpy(), 8)
     result = network.simulate(network.pixels(x), 8, record=True)
@@ -126,9 +227,9 @@ def test_residual_networks_take_the_fast_ways():
     assert_equal(result, spikes.keys(), spikes.values(), readout)
 
 
-def test_weights_or_inputs_beyond_8_bits_run_in_float():
+def test_weights_or_inputs_beyond_8_bits_run_in_float(layer_by_layer):
     """Weights of more bits; and sums over windows so large that two products may not fit 16 bits."""
-    network = digits.network().quantize(12, calibration=digits.test_images()[0])
+    network = anew(digits.network()).quantize(12, calibration=digits.test_images()[0])
     x = network.pixels(digits.test_images()[0][:5])
     spikes, readout = whole_numbers.spikes_of(network.to_nir(), x.numpy(), 4)
     assert_equal(network.simulate(x, 4, record=True), spikes.keys(), spikes.values(), readout)
@@ -137,7 +238,7 @@ def test_weights_or_inputs_beyond_8_bits_run_in_float():
     assert kernels._int8(layer, bound, bound) is None
 
 
-def test_a_layer_that_nothing_reaches(loop):
+def test_a_layer_that_nothing_reaches(way):
     """Whole images in which a layer is silent, beside others in which it is not."""
     fc, deep = np.zeros((4, 3), np.float32), np.full((2, 4), 5.0, np.float32)
     fc[:, 0] = 1
@@ -160,7 +261,7 @@ def test_a_layer_that_nothing_reaches(loop):
 
 
 def test_any_budget_of_memory_any_cache_any_threads(monkeypatch, threads):
-    network = digits.quantized(8)
+    network = anew(digits.quantized(8))
     x = network.pixels(digits.test_images()[0][:50])
     expected = network.run(x, 10)
     for memory, cache in ((1, 2**20), (2**18, 1), (2**28, 2**28)):
@@ -185,9 +286,9 @@ def test_concurrent_calls_and_a_network_that_is_copied():
 
 
 @pytest.mark.parametrize("patience", [1, 2, 4])
-def test_until_stable(patience, threads):
+def test_until_stable(patience, threads, way):
     """Image by image, from the outputs of the full run."""
-    network = digits.network()
+    network = anew(digits.network())
     x, _ = digits.test_images()
     steps = 12
     full, result = network.run(x, steps).outputs(), network.simulate(x, steps, until="stable", patience=patience)
@@ -204,7 +305,7 @@ def test_until_stable(patience, threads):
     assert result.steps.min() == patience
 
 
-def test_a_potential_beyond_the_exact_range():
+def test_a_potential_beyond_the_exact_range(way):
     """In the first step it is the bound itself, which is exact; in the second it is beyond."""
     weight = np.full((1, 1), -(2.0**16), np.float32)
     graph = LayerGraph(
@@ -241,7 +342,7 @@ def test_bad_input():
         network.simulate(x[:, :, 1:], 3)
 
 
-def test_the_twin_refuses_what_lava_would():
+def test_the_twin_refuses_what_lava_would(way):
     """A register's bound, found by the twin where it is passed and not before."""
     twin = bridge.registry.get("lava-twin")
     graph = whole_networks.mlp(1)
@@ -284,7 +385,7 @@ def test_other_devices_get_all_that_a_layer_needs():
     assert kinds >= {"Conv2d", "Linear", "Conv1d", "Add", "Scale", "AvgPool2d", "Flatten"}
 
 
-def test_the_way_of_other_devices_on_this_one(monkeypatch):
+def test_the_way_of_other_devices_on_this_one(monkeypatch, layer_by_layer):
     """What a GPU would compute, computed here: torch's operators and its loop."""
     monkeypatch.setattr(fire, "_compiled", lambda: None)
     monkeypatch.setattr(engine, "kernel", lambda graph, layer, **_: kernels.on_device(layer, torch.device("cpu")))

@@ -4,6 +4,8 @@ A converted network has no loops but its neurons' own potentials. So a layer can
 images and steps as rows of one batch, before the next layer starts; what the images alone decide is computed once. In
 between lie only spikes, a byte each: what leads from them to the next neurons is computed for a few images at a time,
 so that it stays in the processor's cache. `bridge.simulate.kernels` chooses int8 or float32 arithmetic by layer.
+
+Small networks do not go this way, but through `bridge.simulate.events`, which follows single spikes.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.errors import InputError
 from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.ranges import EXACT, ranges
 from bridge.records import SpikeRecord
-from bridge.simulate.fire import integrate_fire, native
-from bridge.simulate.kernels import Kernel, kernel, on_device, small
+from bridge.simulate.events import events
+from bridge.simulate.fire import integrate_fire, native, too_large
+from bridge.simulate.kernels import Kernel, has_int8, kernel, on_device, small
 from bridge.simulate.ops import evaluate
 from bridge.simulate.simulation import Simulation
 
@@ -41,6 +43,10 @@ CACHE = 2**21
 SPARE = 2**25
 """Bytes up to which buffers are kept for the next run."""
 LOCK = threading.Lock()
+MOST_EVENTS = 2**21
+"""Neurons times images times steps up to which following spikes is quicker than int8 arithmetic."""
+ALONE = 2**17
+"""Likewise, up to which a thread is quicker alone than together with others."""
 MEMORY = 2**28
 """Bytes that one run may take for spikes and potentials, roughly, whatever the number of images and steps."""
 
@@ -107,6 +113,8 @@ class Engine:
         self._native = native(self.device)
         self._quiet: dict[str, Tensor] = {}
         self._spare: list[_Buffers] = []
+        self._events = events(graph, self.limits) if self.device.type == "cpu" else None
+        self._int8 = graph.integer and has_int8()
 
     def run(
         self, x: Tensor, steps: int, *, record: bool = False, patience: int | None = None, memory: int = MEMORY
@@ -124,12 +132,18 @@ class Engine:
             InputError: a potential passes its limit.
         """
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        size = max(1, memory // threads // self._bytes(steps, patience))
-        if len(x) >= threads:
+        work = self.graph.neurons * len(x) * (1 if patience else min(steps, BLOCK))
+        by_events = self._events
+        if by_events and (by_events.bytes * threads > memory or (self._int8 and work > MOST_EVENTS)):
+            by_events = None
+        size = len(x) if by_events else max(1, memory // threads // self._bytes(steps, patience))
+        if len(x) >= threads and not (by_events and work <= ALONE):
             size = min(size, -(-len(x) // threads))
         parts = [x[at : at + size] for at in range(0, len(x), size)]
 
         def simulate(part: Tensor) -> Simulation:
+            if by_events:
+                return by_events.run(part.numpy(), steps, record=record, patience=patience)
             return self._run(part, steps, record, patience)
 
         # A thread takes its images all the way, so that none waits for another; a single part has all threads.
@@ -269,10 +283,7 @@ class Engine:
                     spikes[part], fired[part], limit,
                 )  # fmt: skip
             if beyond:
-                raise InputError(
-                    f"layer {name!r}: {beyond} potentials pass ±{limit:.0f} by step {run.done + steps}, beyond which "
-                    "the arithmetic is not exact. Run fewer steps, or quantize with fewer weight bits"
-                )
+                raise too_large(name, beyond, limit, run.done + steps)
             values[name], counts[name] = buffers.rows[name], fired
             if run.packed is not None:
                 run.keep(name, values[name], steps)

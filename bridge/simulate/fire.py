@@ -6,7 +6,6 @@ same with one operation after another. Both give the same bits: a sum, a compari
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from bridge.errors import InputError
 
 BLOCK = 2048
 """Neurons that are taken through all steps at once: their potentials, levels and thresholds stay in the first cache."""
@@ -24,6 +23,14 @@ BLOCK = 2048
 def native(device: torch.device) -> Callable[[Tensor], Any]:
     """What makes of a tensor what `integrate_fire` takes: numpy's array of the same memory, or the tensor itself."""
     return Tensor.numpy if device.type == "cpu" and _compiled() is not None else lambda x: x
+
+
+def too_large(layer: str, count: int, limit: float, step: int) -> InputError:
+    """What is to be said when `count` potentials of a layer have passed `limit`."""
+    return InputError(
+        f"layer {layer!r}: {count} potentials pass ±{limit:.0f} by step {step}, beyond which the arithmetic is not "
+        "exact. Run fewer steps, or quantize with fewer weight bits"
+    )
 
 
 def integrate_fire(
@@ -83,15 +90,10 @@ def _by_torch(
 def _compiled() -> Any:
     """The loop as machine code; None without numba."""
     try:
-        import numba
+        from bridge.simulate.machine_code import outer
     except ImportError:
         return None
-    compiled = numba.njit(nogil=True, error_model="numpy")(_loop)
-    try:
-        compiled.enable_caching()
-    except RuntimeError as error:  # no folder that can be written to
-        logger.info("the compiled loop is not kept for the next program: %s", error)
-    return compiled
+    return outer(_loop)
 
 
 def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips, limit):  # type: ignore[no-untyped-def]
