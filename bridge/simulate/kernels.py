@@ -50,6 +50,8 @@ def kernel(graph: LayerGraph, layer: Layer, *, of_small: bool, bounds: dict[str,
             return packed
     if isinstance(layer, Conv2d):
         return _convolution(layer, graph.shapes[layer.inputs[0]])
+    if isinstance(layer, Linear):
+        return _linear(layer)
     return lambda x: evaluate(layer, _real(x))
 
 
@@ -73,15 +75,28 @@ def _convolution(layer: Conv2d, shape: tuple[int, ...]) -> Kernel:
     bias = tensor(layer.bias)
     stride, padding, dilation = list(layer.stride), list(layer.padding), list(layer.dilation)
     if layer.groups == 1 and torch.backends.mkldnn.is_available():
-        # Packed for oneDNN once, not at each call: up to four times as fast where feature maps are small.
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, 1, [8, *shape])
+        # Packed for oneDNN once, not at each call: up to four times as fast where feature maps are small. One row takes
+        # another order than several do; in the wrong one, each call packs anew, which takes ten times as long.
+        @cache
+        def packed(several: bool) -> Tensor:
+            rows = [8 if several else 1, *shape]
+            order = torch.ops.mkldnn._reorder_convolution_weight
+            return cast(Tensor, order(weight, padding, stride, dilation, 1, rows))
 
         def run(x: Tensor) -> Tensor:
             options: tuple[Any, ...] = (bias, padding, stride, dilation, 1, "none", [], "")
-            return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(_real(x), packed, *options))
+            return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(_real(x), packed(len(x) > 1), *options))
 
         return run
     return lambda x: F.conv2d(_real(x), weight, bias, stride, padding, dilation, layer.groups)
+
+
+def _linear(layer: Linear) -> Kernel:
+    weight, bias = tensor(layer.weight), tensor(layer.bias)
+    if not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(_real(x), weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+    return lambda x: cast(Tensor, torch.ops.mkldnn._linear_pointwise(_real(x), packed, bias, "none", [], ""))
 
 
 def _small_sum(layer: SumPool2d) -> Kernel:
