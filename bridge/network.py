@@ -325,7 +325,7 @@ class SpikingNetwork:
         if until and record:
             raise InputError("record: an image that ends early has no further spikes to keep; leave out `until`")
         memory, patience = _whole(memory, "memory"), _whole(patience, "patience")
-        where = str(torch.device(device))
+        where = str(device)
         if where not in self._engines:
             self._engines[where] = Engine(self.graph, where)
         engine = self._engines[where]
@@ -420,14 +420,16 @@ class SpikingNetwork:
             raise InputError(
                 f"{what}: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}"
             )
-        if not bool(x.isfinite().all()):
-            raise InputError(f"{what}: holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
-        if self.graph.integer and as_pixels and not bool(((x == x.round()) & (x >= 0) & (x <= LARGEST_PIXEL)).all()):
-            raise InputError(
-                f"{what}: this network is in whole numbers and takes pixels, whole from 0 to {LARGEST_PIXEL}; got "
-                f"values from {float(x.min()):.6g} to {float(x.max()):.6g}. network.pixels(x) makes pixels of the "
-                "ANN's input"
-            )
+        values = x.numpy()  # on one image, numpy's checks take a tenth of the time that torch's take
+        if not (finite := np.isfinite(values)).all():
+            raise InputError(f"{what}: holds {np.count_nonzero(~finite)} values that are NaN or infinite")
+        if self.graph.integer and as_pixels:
+            low, high = float(values.min()), float(values.max())
+            if not (low >= 0 and high <= LARGEST_PIXEL and (values == np.rint(values)).all()):
+                raise InputError(
+                    f"{what}: this network is in whole numbers and takes pixels, whole from 0 to {LARGEST_PIXEL}; got "
+                    f"values from {low:.6g} to {high:.6g}. network.pixels(x) makes pixels of the ANN's input"
+                )
         return x
 
 

@@ -197,6 +197,7 @@ def test_two_processes_share_the_work_and_can_be_resumed(tmp_path, script):
     def start(out: Path, stop_at: int) -> int:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         done = subprocess.run([*command, str(script), str(out), str(stop_at)], capture_output=True, timeout=200)
+        print(done.stderr.decode())  # which pytest shows where the test fails
         return done.returncode
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -136,19 +136,24 @@ class Engine:
         by_events = self._events
         if by_events and (by_events.bytes * threads > memory or (self._int8 and work > MOST_EVENTS)):
             by_events = None
+        if by_events and work <= ALONE:
+            threads = 1
         size = len(x) if by_events else max(1, memory // threads // self._bytes(steps, patience))
-        if len(x) >= threads and not (by_events and work <= ALONE):
+        if len(x) >= threads:
             size = min(size, -(-len(x) // threads))
         parts = [x[at : at + size] for at in range(0, len(x), size)]
+        # A thread takes its images all the way, so that none waits for another; a single part has all threads.
+        workers = _workers(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
 
         def simulate(part: Tensor) -> Simulation:
-            if by_events:
-                return by_events.run(part.numpy(), steps, record=record, patience=patience)
-            return self._run(part, steps, record, patience)
+            if by_events is None:
+                return self._run(part, steps, record, patience)
+            pixels = part.numpy()
+            if len(parts) > 1:
+                return by_events.run(pixels, steps, record=record, patience=patience)
+            return by_events.run(pixels, steps, record=record, patience=patience, helpers=workers, threads=threads)
 
-        # A thread takes its images all the way, so that none waits for another; a single part has all threads.
-        together = threads > 1 and len(parts) > 1
-        return _joined([*(_workers(threads, os.getpid()).map if together else map)(simulate, parts)])
+        return _joined([*(workers.map if workers and len(parts) > 1 else map)(simulate, parts)])
 
     def _stage(self, end: Layer) -> _Stage:
         graph = self.graph

@@ -14,6 +14,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,9 @@ BLOCK = 8
 
 MOST_WEIGHTS = 2**20
 """More than the second cache holds: then it pays to use each for many images at once."""
+
+
+TEAM = threading.Lock()
 
 
 class UnsupportedError(Exception):
@@ -227,6 +231,7 @@ class Events:
         self._vectors = tuple(map(np.ascontiguousarray, np.concatenate(vectors, axis=1)))
         self._buffers = ((codes, np.int32), (codes, np.float32), (places, np.int32), (potentials, np.float32),
                          (2 * widest, np.float32))  # fmt: skip
+        self._bytes_of_spikes = np.array([-(-math.prod(graph.shapes[name]) // 8) for name in graph.spiking], np.int64)
         self._lock = threading.Lock()
         self._spare: list[list[NDArray[Any]]] = []
 
@@ -236,9 +241,16 @@ class Events:
         return 4 * sum(size for size, _ in self._buffers)
 
     def run(
-        self, x: NDArray[np.float32], steps: int, *, record: bool = False, patience: int | None = None
+        self,
+        x: NDArray[np.float32],
+        steps: int,
+        *,
+        record: bool = False,
+        patience: int | None = None,
+        helpers: Executor | None = None,
+        threads: int = 1,
     ) -> Simulation:
-        """As `bridge.simulate.engine.Engine.run` does, on one thread."""
+        """As `bridge.simulate.engine.Engine.run` does: on this thread, or together with ``threads - 1`` `helpers`."""
         spiking, shapes, images = self._graph.spiking, self._graph.shapes, len(x)
         shape = shapes[self._graph.output.name]
         pixels = np.ascontiguousarray(np.moveaxis(x, 1, -1)).reshape(images, -1)
@@ -246,22 +258,39 @@ class Events:
         outputs = np.empty_like(readouts)
         fired = np.zeros((len(spiking), steps, images), np.int64)
         taken = np.empty(images, np.int64)
-        beyond = np.zeros(len(spiking), np.int64)
-        sizes = [-(-math.prod(shapes[name]) // 8) if record else 0 for name in spiking]
+        sizes = self._bytes_of_spikes if record else np.zeros_like(self._bytes_of_spikes)
         ends = np.cumsum(sizes) * steps * images
         packed = np.zeros(int(ends[-1]), np.uint8)
-        packed_at = np.stack([ends - np.array(sizes) * steps * images, sizes], axis=1)
-        buffers = self._take()
-        self._loop.simulate(
-            pixels, steps, 1 if patience else min(steps, BLOCK), patience or 0, record,
-            self._stages, self._connections, self._weights, *self._vectors, self._limits, *buffers,
-            readouts, outputs, fired, taken, packed, packed_at, beyond,
-        )  # fmt: skip
+        packed_at = np.stack([ends - sizes * steps * images, sizes], axis=1)
+        *buffers, drives = room = self._take()
+        # One team at a time: its threads wait for each other, and two of them could each hold what the other needs.
+        together = threads > 1 and helpers is not None and TEAM.acquire(blocking=False)
+        count = threads if together else 1
+        beyond = np.zeros((count, len(spiking)), np.int64)
+        met = np.zeros(count * self._loop.APART, np.int64)
+
+        def work(thread: int) -> None:
+            self._loop.simulate(
+                thread, count, met, pixels, steps, 1 if patience else min(steps, BLOCK), patience or 0, record,
+                self._stages, self._connections, self._weights, *self._vectors, self._limits,
+                *buffers, drives if thread == 0 else np.empty_like(drives),
+                readouts, outputs, fired, taken, packed, packed_at, beyond[thread],
+            )  # fmt: skip
+
+        try:
+            others = [helpers.submit(work, thread) for thread in range(1, count)] if helpers else []
+            work(0)
+            for other in others:
+                other.result()
+        finally:
+            if together:
+                TEAM.release()
         with self._lock:
-            self._spare.append(buffers)
-        if beyond.any():
-            worst = int(beyond.argmax())
-            raise too_large(spiking[worst], int(beyond[worst]), float(self._limits[worst]), steps)
+            self._spare.append(room)
+        passed = beyond.sum(axis=0)
+        if passed.any():
+            worst = int(passed.argmax())
+            raise too_large(spiking[worst], int(passed[worst]), float(self._limits[worst]), steps)
         kept = None
         if record:
             parts = [part.reshape(steps, images, -1) for part in np.split(packed, ends[:-1])]

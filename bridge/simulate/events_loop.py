@@ -5,7 +5,7 @@ order, and for each pixel where its own begin. So a window's events in a line li
 makes of them is the sum of as many rows of its weights, ``[kernel rows, kernel columns, C, outputs]``. A zero costs
 nothing. Two small loops are written in LLVM's own terms, since sums have to stay in the processor's vector registers.
 """
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, assignment"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, assignment, unreachable"
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ SOURCE, ROWS, COLUMNS, DOWN, RIGHT, ABOVE, BEFORE, ROW_STRIDE, COLUMN_STRIDE, GR
 )
 VALUES, NEURONS, OUTPUT = range(3)
 """Kinds of stages: what is stored is any value, or spikes, or it is the network's output."""
+
+APART = 16
+"""Places between what two threads tell each other: no line of a cache holds both."""
 
 _SELECTED = np.zeros((256, 8), np.int32)
 """For each byte, the numbers of its bits that are 1, and then anything."""
@@ -158,17 +161,56 @@ def _fire(
     return signature, generate
 
 
+@intrinsic
+def _tell(typing, array, index, value):
+    """Store `value` where other threads look for it, after all that was stored before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        builder.store_atomic(arguments[2], place, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def _ask(typing, array, index):
+    """What a thread has told."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(_data(context, builder, signature, arguments, 0), [arguments[1]])
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(array, types.int64), generate
+
+
+@inner
+def _meet(thread, threads, met):
+    """Wait until all threads have come here."""
+    if threads == 1:
+        return
+    times = _ask(met, thread * APART) + 1
+    _tell(met, thread * APART, times)
+    for other in range(threads):
+        while _ask(met, other * APART) < times:
+            pass
+
+
 # A whole simulation
 
 
 @outer
 def simulate(
+    thread, threads, met,
     images, steps, block, patience, record,
     stages, connections, weights, bias, level, threshold, limits,
     codes, values, places, potentials, drives,
     readouts, outputs, fired, taken, packed, packed_at, beyond,
 ):  # fmt: skip
     """Take `images` ``[B, H · W · C]`` through `steps` steps, `block` of them at a time.
+
+    If there are several `threads`, each calls this with a number of its own and takes its share of each map's lines;
+    they wait for one another in `met`, zeros at first, ``APART`` for each. `drives` and `beyond` are each thread's own.
 
     `patience`: end an image once its largest output has been the same for so many steps; 0: never. `record`: set the
     spikes' bits in `packed`, too.
@@ -187,21 +229,26 @@ def simulate(
     last, size = len(stages) - 1, readouts.shape[2]
     means = np.zeros(size, np.float64)
     for b in range(len(images)):
-        potentials[:] = 0
+        if thread == 0:
+            potentials[:] = 0
+            _store_image(images[b], stages[0], codes, values, places)
         means[:] = 0
         streak, leader, done = 0, -1, 0
-        _store_image(images[b], stages[0], codes, values, places)
+        _meet(thread, threads, met)
         while done < steps:
             now = min(block, steps - done)
             for s in range(1, last + 1):
                 stage = stages[s]
                 if not (stage[STEADY] and stage[KIND] == VALUES and done):
+                    lines = stage[HEIGHT]
                     _advance(
+                        lines * thread // threads, lines * (thread + 1) // threads,
                         stage, stages, connections, b, done, now,
                         weights, bias, level, threshold, limits,
                         codes, values, places, potentials, drives, readouts, beyond,
                     )  # fmt: skip
-                if stage[KIND] == NEURONS:
+                    _meet(thread, threads, met)
+                if stage[KIND] == NEURONS and s % threads == thread:
                     _count(stage, b, done, now, record, codes, places, fired, packed, packed_at)
             for t in range(done, done + now):
                 for o in range(size):
@@ -244,11 +291,11 @@ def _store(pixel, code, codes, values, n):
 
 @inner
 def _advance(
-    stage, stages, connections, b, done, steps,
+    first_line, last_line, stage, stages, connections, b, done, steps,
     weights, bias, level, threshold, limits,
     codes, values, places, potentials, drives, readouts, beyond,
 ):  # fmt: skip
-    """Take one stage through the next `steps` of image b: all its connections, line by line, and what it stores."""
+    """Take some lines of one stage through the next `steps` of image b: what leads there, and what is stored of it."""
     kind, steady, channels, height, width = stage[KIND], stage[STEADY], stage[CHANNELS], stage[HEIGHT], stage[WIDTH]
     padded, vectors, spiking = stage[PADDED], stage[VECTORS], stage[SPIKING]
     if steady and kind == VALUES:
@@ -257,7 +304,7 @@ def _advance(
     for x in range(width):
         for o in range(padded):
             biases[x * padded + o] = bias[vectors + o]
-    for y in range(height):
+    for y in range(first_line, last_line):
         for t in range(steps):
             if t == 0 or not steady:
                 for at in range(width * padded):

@@ -41,6 +41,7 @@ def processes(device: str | torch.device | None) -> Iterator[Group]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), chosen)
+        dist.barrier()  # none leaves while another still waits for what it sent
     finally:
         if not already:
             dist.destroy_process_group()
