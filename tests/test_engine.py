@@ -30,7 +30,7 @@ WHOLE = {"mlp": whole_networks.mlp, "cnn": whole_networks.cnn, "residual": whole
 WHOLE["signal"] = whole_networks.signal
 
 
-WAYS = ("events", "int8, compiled", "int8, by torch", "float32, compiled", "float32, by torch")
+WAYS = ("events", "events, together", "int8, compiled", "int8, by torch", "float32, compiled", "float32, by torch")
 
 
 @pytest.fixture(params=WAYS)
@@ -38,8 +38,9 @@ def way(request, monkeypatch):
     """How the engine computes: following spikes, or layer by layer in either arithmetic, its loop with numba or not."""
     if fire._compiled() is None:
         pytest.fail("numba is missing: pip install numba")
-    if request.param == "events":
+    if "events" in request.param:
         monkeypatch.setattr(engine, "MOST_EVENTS", 2**62)
+        monkeypatch.setattr(engine, "ALONE", 0 if "together" in request.param else 2**62)
         return request.param
     monkeypatch.setattr(engine, "events", lambda *_: None)
     if "by torch" in request.param:
@@ -86,14 +87,14 @@ def assert_equal(result, layers, spikes, readout) -> None:
 
 
 @pytest.mark.parametrize("name", networks.ALL)
-@pytest.mark.parametrize(("steps", "images"), [(1, 1), (5, 3), (19, 7)])  # 19: three blocks, the last one shorter
+@pytest.mark.parametrize(("steps", "images"), [(1, 1), (19, 1), (19, 7)])  # 19: three blocks, the last one shorter
 def test_floats_on_a_grid(name, steps, images, way, threads):
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(images, shape)
     network = bridge.convert(model, x)
     result = network.simulate(x, steps, record=True)
     assert_equal(result, network.layers, *oracle.spikes_of(model, x.numpy(), steps))
-    assert (network._engines["cpu"]._events is not None) == (way == "events")
+    assert (network._engines["cpu"]._events is not None) == ("events" in way)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -273,6 +274,17 @@ def test_any_budget_of_memory_any_cache_any_threads(monkeypatch, threads):
     assert torch.get_num_threads() == threads
     with ThreadPoolExecutor(1) as fresh:
         assert fresh.submit(torch.get_num_threads).result() == threads
+
+
+def test_single_images_from_several_threads_at_once(monkeypatch):
+    """Threads that share an image wait for each other: never for those of another call, which wait for these."""
+    monkeypatch.setattr(engine, "ALONE", 0)
+    network = anew(digits.network())
+    x, _ = digits.test_images()
+    expected = network.run(x[:40], 3).outputs()
+    with ThreadPoolExecutor(4) as several:
+        found = list(several.map(lambda at: network.simulate(x[at : at + 1], 3).outputs, range(40)))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=1e-5)
 
 
 def test_concurrent_calls_and_a_network_that_is_copied():

@@ -115,6 +115,7 @@ class Engine:
         self._spare: list[_Buffers] = []
         self._events = events(graph, self.limits) if self.device.type == "cpu" else None
         self._int8 = graph.integer and has_int8()
+        self._neurons = graph.neurons
 
     def run(
         self, x: Tensor, steps: int, *, record: bool = False, patience: int | None = None, memory: int = MEMORY
@@ -132,7 +133,7 @@ class Engine:
             InputError: a potential passes its limit.
         """
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        work = self.graph.neurons * len(x) * (1 if patience else min(steps, BLOCK))
+        work = self._neurons * len(x) * (1 if patience else min(steps, BLOCK))
         by_events = self._events
         if by_events and (by_events.bytes * threads > memory or (self._int8 and work > MOST_EVENTS)):
             by_events = None
@@ -141,7 +142,7 @@ class Engine:
         size = len(x) if by_events else max(1, memory // threads // self._bytes(steps, patience))
         if len(x) >= threads:
             size = min(size, -(-len(x) // threads))
-        parts = [x[at : at + size] for at in range(0, len(x), size)]
+        parts = [x[at : at + size] for at in range(0, len(x), size)] if size < len(x) else [x]
         # A thread takes its images all the way, so that none waits for another; a single part has all threads.
         workers = _workers(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
 

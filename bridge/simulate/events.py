@@ -181,6 +181,7 @@ class Events:
         numbers = {name: number for number, name in enumerate(names)}
         self._loop = loop
         self._graph = graph
+        self._spiking, self._output = graph.spiking, graph.shapes[graph.output.name]
         self._stages = np.zeros((len(names), len(loop.STAGE)), np.int64)
         self._limits = np.array([limits[name] for name in graph.spiking], np.float32)
         connections: list[list[int]] = []
@@ -232,6 +233,7 @@ class Events:
         self._buffers = ((codes, np.int32), (codes, np.float32), (places, np.int32), (potentials, np.float32),
                          (2 * widest, np.float32))  # fmt: skip
         self._bytes_of_spikes = np.array([-(-math.prod(graph.shapes[name]) // 8) for name in graph.spiking], np.int64)
+        self._nowhere = np.zeros((len(graph.spiking), 2), np.int64)
         self._lock = threading.Lock()
         self._spare: list[list[NDArray[Any]]] = []
 
@@ -251,17 +253,17 @@ class Events:
         threads: int = 1,
     ) -> Simulation:
         """As `bridge.simulate.engine.Engine.run` does: on this thread, or together with ``threads - 1`` `helpers`."""
-        spiking, shapes, images = self._graph.spiking, self._graph.shapes, len(x)
-        shape = shapes[self._graph.output.name]
-        pixels = np.ascontiguousarray(np.moveaxis(x, 1, -1)).reshape(images, -1)
-        readouts = np.empty((steps, images, math.prod(shape)), np.float32)
+        spiking, images = self._spiking, len(x)
+        pixels = np.ascontiguousarray(x.reshape(images, x.shape[1], -1).transpose(0, 2, 1)).reshape(images, -1)
+        readouts = np.empty((steps, images, math.prod(self._output)), np.float32)
         outputs = np.empty_like(readouts)
         fired = np.zeros((len(spiking), steps, images), np.int64)
         taken = np.empty(images, np.int64)
-        sizes = self._bytes_of_spikes if record else np.zeros_like(self._bytes_of_spikes)
-        ends = np.cumsum(sizes) * steps * images
-        packed = np.zeros(int(ends[-1]), np.uint8)
-        packed_at = np.stack([ends - sizes * steps * images, sizes], axis=1)
+        packed, packed_at = np.empty(0, np.uint8), self._nowhere
+        if record:
+            ends = np.cumsum(self._bytes_of_spikes) * steps * images
+            packed = np.zeros(int(ends[-1]), np.uint8)
+            packed_at = np.stack([ends - self._bytes_of_spikes * steps * images, self._bytes_of_spikes], axis=1)
         *buffers, drives = room = self._take()
         # One team at a time: its threads wait for each other, and two of them could each hold what the other needs.
         together = threads > 1 and helpers is not None and TEAM.acquire(blocking=False)
@@ -287,16 +289,18 @@ class Events:
                 TEAM.release()
         with self._lock:
             self._spare.append(room)
-        passed = beyond.sum(axis=0)
-        if passed.any():
+        if beyond.any():
+            passed = beyond.sum(axis=0)
             worst = int(passed.argmax())
             raise too_large(spiking[worst], int(passed[worst]), float(self._limits[worst]), steps)
         kept = None
         if record:
-            parts = [part.reshape(steps, images, -1) for part in np.split(packed, ends[:-1])]
-            layers = {name: shapes[name] for name in spiking}
-            kept = SpikeRecord("engine", layers, dict(zip(spiking, parts, strict=True)), _unflat(readouts, shape))
-        return Simulation(_unflat(outputs, shape), dict(zip(spiking, fired, strict=True)), taken, kept)
+            parts = [part.reshape(steps, images, -1) for part in np.split(packed, packed_at[1:, 0])]
+            layers = {name: self._graph.shapes[name] for name in spiking}
+            kept = SpikeRecord(
+                "engine", layers, dict(zip(spiking, parts, strict=True)), _unflat(readouts, self._output)
+            )
+        return Simulation(_unflat(outputs, self._output), dict(zip(spiking, fired, strict=True)), taken, kept)
 
     def _take(self) -> list[NDArray[Any]]:
         """Room for one run: an earlier one's, or new."""
@@ -324,6 +328,8 @@ def _padded(weights: NDArray[np.float32], outputs: int) -> NDArray[np.float32]:
 
 def _unflat(rows: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """``[T, B, H · W · C]`` as ``[T, B, *shape]``."""
+    if len(shape) == 1:
+        return rows
     channels, height, width = map_shape(shape)
     maps = rows.reshape(*rows.shape[:2], height, width, channels).transpose(0, 1, 4, 2, 3)
     return np.ascontiguousarray(maps).reshape(*rows.shape[:2], *shape)
