@@ -66,8 +66,9 @@ def multiplications(graph: LayerGraph) -> int:
 
 
 def parts(network: SpikingNetwork, x: torch.Tensor) -> dict[str, float]:
-    """Seconds of a run of `x`: in all, in the layers without state, in the neurons' loop."""
+    """Seconds of a run of `x` layer by layer: in all, in the layers without state, in the neurons' loop."""
     engine = Engine(network.graph)
+    engine._events = None
     spent = {"layers": 0.0, "neurons": 0.0}
 
     def timed(kind: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,23 +98,27 @@ def account(name: str, limits: dict[str, float]) -> list[dict[str, Any]]:
     for way, network, x in (("int8", case.whole, case.pixels), ("float32", case.floating, case.images)):
         count = min(IMAGES, 2) if x.shape[-1] > 32 else IMAGES
         x = x[:count]
-        row = parts(network, x)
+        runs = {way: parts(network, x)}
+        if (engine := Engine(network.graph))._events:
+            runs[f"spikes, {way}"] = {
+                "seconds": seconds(lambda engine=engine, x=x: engine._events.run(x.numpy(), STEPS))
+            }
         work = count * STEPS * multiplications(network.graph) / 1e9
         # A neuron's drive is written and read, its spike written and read; potentials stay in the cache.
         moved = count * STEPS * network.graph.neurons * (4 + 4 + 1 + 1) / 1e9
         rate = limits.get(way, limits["float32"])
-        found.append(
+        found += [
             {
                 "network": name,
-                "arithmetic": way,
+                "arithmetic": how,
                 "milliseconds": 1e3 * row["seconds"] / count,
-                "layers": row["layers"] / row["seconds"],
-                "neurons": row["neurons"] / row["seconds"],
+                **{part: row[part] / row["seconds"] for part in ("layers", "neurons") if part in row},
                 "multiplications": work / count / STEPS * 1e9,
                 "at_full_rate": 1e3 * work / rate / count,
                 "at_full_bandwidth": 1e3 * moved / limits["copy"] / count,
             }
-        )
+            for how, row in runs.items()
+        ]
     return found
 
 
@@ -154,11 +159,13 @@ def main() -> None:
     for name in arguments.networks:
         for row in account(name, limits):
             rows.append(row)
-            rest = 1 - row["layers"] - row["neurons"]
+            shares = "— | — | —"
+            if "layers" in row:
+                rest = max(0.0, 1 - row["layers"] - row["neurons"])
+                shares = f"{row['layers']:.0%} | {row['neurons']:.0%} | {rest:.0%}"
             print(
-                f"| {name} | {row['arithmetic']} | {row['milliseconds']:.2f} | {row['layers']:.0%} | "
-                f"{row['neurons']:.0%} | {max(0.0, rest):.0%} | {row['at_full_rate']:.2f} ms | "
-                f"{row['at_full_bandwidth']:.2f} ms |",
+                f"| {name} | {row['arithmetic']} | {row['milliseconds']:.2f} | {shares} | {row['at_full_rate']:.2f} ms "
+                f"| {row['at_full_bandwidth']:.2f} ms |",
                 flush=True,
             )
     early = ending_early()
