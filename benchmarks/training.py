@@ -58,7 +58,7 @@ TRAININGS = {
         "cifar10",
         (
             replace(QCFS_ALONE, epochs=54),
-            replace(QCFS_ALONE, epochs=60, dither=1.5, threshold_weight_decay=1e-3),
+            replace(QCFS_ALONE, epochs=8, learning_rate=0.03, dither=2.0),
         ),
     ),
     "vgg16-cifar10": Training("vgg16", "cifar10", (replace(PAPER, levels=4, precision="auto"),)),

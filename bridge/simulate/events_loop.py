@@ -63,51 +63,57 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
-def _row_adder(lanes: int, valued: bool) -> Any:
+def _row_adder(lanes: int) -> Any:
     """The function that adds rows of weights, `lanes` columns of them, in vector registers.
 
-    ``add(total, at, weights, base, length, codes, values, start, stop)`` adds, to ``total[at : at + lanes]``,
+    ``add(total, at, weights, base, length, codes, values, valued, start, stop)`` adds, to ``total[at : at + lanes]``,
     ``weights[base + code * length :][:lanes]`` for each code from `start` to `stop`, times its value if `valued`.
     """
 
     def add(typing: Any, total: Any, at: Any, weights: Any, base: Any, length: Any, codes: Any, values: Any,
-            start: Any, stop: Any) -> Any:  # fmt: skip
+            valued: Any, start: Any, stop: Any) -> Any:  # fmt: skip
         whole = types.intp
-        return types.void(total, whole, weights, whole, whole, codes, values, whole, whole), generate
+        return types.void(total, whole, weights, whole, whole, codes, values, types.boolean, whole, whole), generate
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector = ir.VectorType(ir.FloatType(), lanes)
-        _, at, _, base, length, _, _, start, stop = arguments
+        _, at, _, base, length, _, _, valued, start, stop = arguments
         totals, weights, codes, values = (_data(context, builder, signature, arguments, k) for k in (0, 2, 5, 6))
 
         def as_vector(pointer: Any, index: Any) -> Any:
             return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
 
-        def row(index: Any) -> Any:
+        def row(index: Any, times_value: bool) -> Any:
             code = builder.sext(builder.load(builder.gep(codes, [index])), index.type)
             found = builder.load(as_vector(weights, builder.add(base, builder.mul(code, length))), align=4)
-            if not valued:
+            if not times_value:
                 return found
             return builder.fmul(found, _splat(builder, builder.load(builder.gep(values, [index])), lanes))
 
+        def add_rows(times_value: bool) -> None:
+            one, several = (ir.Constant(start.type, k) for k in (1, TOGETHER))
+            rest = builder.sub(stop, builder.and_(builder.sub(stop, start), ir.Constant(start.type, TOGETHER - 1)))
+            with cgutils.for_range_slice(builder, start, rest, several, intp=start.type) as (k, _):
+                rows = [row(builder.add(k, ir.Constant(start.type, n)), times_value) for n in range(TOGETHER)]
+                pairs = builder.fadd(builder.fadd(rows[0], rows[1]), builder.fadd(rows[2], rows[3]))
+                builder.store(builder.fadd(builder.load(total), pairs), total)
+            with cgutils.for_range_slice(builder, rest, stop, one, intp=start.type) as (k, _):
+                builder.store(builder.fadd(builder.load(total), row(k, times_value)), total)
+
         place = as_vector(totals, at)
         total = cgutils.alloca_once_value(builder, builder.load(place, align=4))
-        one, several = (ir.Constant(start.type, k) for k in (1, TOGETHER))
-        rest = builder.sub(stop, builder.and_(builder.sub(stop, start), ir.Constant(start.type, TOGETHER - 1)))
-        with cgutils.for_range_slice(builder, start, rest, several, intp=start.type) as (k, _):
-            rows = [row(builder.add(k, ir.Constant(start.type, n))) for n in range(TOGETHER)]
-            pairs = builder.fadd(builder.fadd(rows[0], rows[1]), builder.fadd(rows[2], rows[3]))
-            builder.store(builder.fadd(builder.load(total), pairs), total)
-        with cgutils.for_range_slice(builder, rest, stop, one, intp=start.type) as (k, _):
-            builder.store(builder.fadd(builder.load(total), row(k)), total)
+        with builder.if_else(cgutils.as_bool_bit(builder, valued)) as (then, otherwise):
+            with then:
+                add_rows(True)
+            with otherwise:
+                add_rows(False)
         builder.store(builder.load(total), place, align=4)
         return context.get_dummy_value()
 
     return intrinsic(add)
 
 
-_add_16, _add_32, _add_64 = (_row_adder(lanes, False) for lanes in (16, 32, 64))
-_add_16_valued, _add_32_valued, _add_64_valued = (_row_adder(lanes, True) for lanes in (16, 32, 64))
+_add_16, _add_32, _add_64 = map(_row_adder, (16, 32, 64))
 
 
 @intrinsic
@@ -339,7 +345,7 @@ def _advance(
 def _connect(connection, source, drives, padded, out_width, y, t, weights, codes, values, places):
     """Add to the `drives` of line y what one connection brings at step t of the block."""
     channels, width = source[CHANNELS], source[WIDTH]
-    valued, groups, length = connection[VALUED], connection[GROUPS], connection[LENGTH]
+    valued, groups, length = connection[VALUED] != 0, connection[GROUPS], connection[LENGTH]
     columns, right, before, across = (
         connection[COLUMNS], connection[RIGHT], connection[BEFORE], connection[COLUMN_STRIDE],
     )  # fmt: skip
@@ -363,24 +369,14 @@ def _connect(connection, source, drives, padded, out_width, y, t, weights, codes
                 begin, end = first_code + places[first_place + start], first_code + places[first_place + stop]
                 if groups == 1:
                     at, lanes = x * padded, padded
-                    if valued:
-                        while lanes >= 64:
-                            _add_64_valued(drives, at, weights, base, length, codes, values, begin, end)
-                            at, base, lanes = at + 64, base + 64, lanes - 64
-                        if lanes >= 32:
-                            _add_32_valued(drives, at, weights, base, length, codes, values, begin, end)
-                            at, base, lanes = at + 32, base + 32, lanes - 32
-                        if lanes:
-                            _add_16_valued(drives, at, weights, base, length, codes, values, begin, end)
-                    else:
-                        while lanes >= 64:
-                            _add_64(drives, at, weights, base, length, codes, values, begin, end)
-                            at, base, lanes = at + 64, base + 64, lanes - 64
-                        if lanes >= 32:
-                            _add_32(drives, at, weights, base, length, codes, values, begin, end)
-                            at, base, lanes = at + 32, base + 32, lanes - 32
-                        if lanes:
-                            _add_16(drives, at, weights, base, length, codes, values, begin, end)
+                    while lanes >= 64:
+                        _add_64(drives, at, weights, base, length, codes, values, valued, begin, end)
+                        at, base, lanes = at + 64, base + 64, lanes - 64
+                    if lanes >= 32:
+                        _add_32(drives, at, weights, base, length, codes, values, valued, begin, end)
+                        at, base, lanes = at + 32, base + 32, lanes - 32
+                    if lanes:
+                        _add_16(drives, at, weights, base, length, codes, values, valued, begin, end)
                     continue
                 of_group = channels // groups
                 for e in range(begin, end):
