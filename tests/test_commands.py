@@ -159,8 +159,8 @@ def test_converting_for_few_steps(folder):
 
 
 def test_training(folder):
-    arguments = ["train", "digits", "digits", "trained", "--set", "epochs=2", "--set", "relu_epochs=0"]
-    call(*arguments, "--held-out", "90")
+    arguments = ["train", "digits", "digits", "trained", "--recipe", "short", "--set", "epochs=2"]
+    call(*arguments, "--set", "relu_epochs=0", "--held-out", "90")
     assert {path.name for path in (folder / "trained").iterdir()} >= {"weights.safetensors", "card.md", "metrics.jsonl"}
     assert len((folder / "trained" / "metrics.jsonl").read_text().splitlines()) == 2
 
@@ -187,6 +187,7 @@ def test_training(folder):
         (["convert", "cnn.onnx", "out.nir", "--calibrate", "2"], "give them with --images"),
         (["train", "resnet5", "digits", "out"], "model .resnet5.: expected one of"),
         (["train", "digits", "letters", "out"], "letters"),
+        (["train", "digits", "digits", "out"], r"3 channels, and digits has 1: .*--recipe short"),
         (["train", "digits", "digits", "out", "--set", "epoch=3"], "epoch=3"),
         (["report", "cnn.nir", "out.html"], "no agreement can be read"),
         (["compare", "x.npy", "x.npy"], "x.npy"),

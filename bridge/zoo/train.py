@@ -174,6 +174,12 @@ def train(
         _check_batch(recipe, len(dataset.train.y) - held_out, group)
         recipe = replace(recipe, precision=_precision(recipe, group.device))
         network, name = _network(model, dataset, recipe, seed, group.device)
+        channels = dataset.train.x.shape[1]
+        if recipe.autoaugment and augment is None and channels != 3:
+            raise InputError(
+                f"train: autoaugment is a policy for images of 3 channels, and {dataset.name} has {channels}: take a "
+                "recipe with autoaugment=False, such as SHORT (--recipe short)"
+            )
         if initial is not None:
             load_checkpoint(network, initial)
         plan = Plan(
