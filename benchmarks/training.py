@@ -22,6 +22,9 @@ from bridge.zoo.train import Result, train
 
 QCFS_ALONE = replace(SHORT, relu_epochs=0, cutout=0)
 """The short recipe without ReLU epochs, which compiled QCFS makes needless, and hardly augmented."""
+GREY = replace(QCFS_ALONE, flip=False, padding=2)
+FINE_TUNING = {"learning_rate": 0.02, "spiking_steps": 4}
+"""What makes few time steps do."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,11 @@ TRAININGS = {
         "digits",
         (replace(QCFS_ALONE, epochs=60, batch_size=64, flip=False, padding=1, precision="float32"),),
     ),
-    "mnist": Training(
-        "mnist",
-        "mnist",
-        (
-            replace(QCFS_ALONE, epochs=10, flip=False, padding=2),
-            replace(QCFS_ALONE, epochs=4, flip=False, padding=2, learning_rate=0.05, dither=2.0),
-        ),
-    ),
+    "mnist": Training("mnist", "mnist", (replace(GREY, epochs=10), replace(GREY, **FINE_TUNING, epochs=1))),
     "resnet20-cifar10": Training(
         "resnet20",
         "cifar10",
-        (
-            replace(QCFS_ALONE, epochs=54),
-            replace(QCFS_ALONE, epochs=8, learning_rate=0.03, dither=2.0),
-        ),
+        (replace(QCFS_ALONE, epochs=54), replace(QCFS_ALONE, **FINE_TUNING, epochs=3)),
     ),
     "vgg16-cifar10": Training("vgg16", "cifar10", (replace(PAPER, levels=4, precision="auto"),)),
     "resnet18-cifar10": Training("resnet18", "cifar10", (replace(PAPER, levels=4, precision="auto"),)),

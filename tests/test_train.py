@@ -24,6 +24,7 @@ from bridge.zoo import train as training
 from bridge.zoo.data import Dataset, Images
 from bridge.zoo.models import load_weights
 from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
+from bridge.zoo.spiking_steps import SpikingSteps
 from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, train
 
 TINY = Recipe(
@@ -37,7 +38,6 @@ TINY = Recipe(
     flip=False,
     autoaugment=False,
     cutout=2,
-    dither=0.5,
 )
 STEPS = 5
 """An epoch's, of `patterns`."""
@@ -305,14 +305,30 @@ def test_thresholds_have_a_decay_of_their_own(tmp_path):
     assert decayed < 0.95 * spared
 
 
-def test_dither_waits_for_qcfs(tmp_path):
-    """ReLU epochs hear none of it."""
-    torch.manual_seed(0)
-    shifted = observed(tmp_path / "wide", replace(TINY, epochs=3, relu_epochs=2, dither=3.0))
-    torch.manual_seed(0)
-    plain = observed(tmp_path / "none", replace(TINY, epochs=3, relu_epochs=2, dither=0.0))
-    same = [torch.equal(one[0], other[0]) for one, other in zip(shifted, plain, strict=True)]
-    assert same == [True] * 2 * STEPS + [False] * STEPS
+FINE = replace(TINY, epochs=2, relu_epochs=0, spiking_steps=3)
+
+
+def test_spiking_steps_can_be_resumed_and_leave_batch_norm_its_statistics(tmp_path, monkeypatch):
+    first = small_train(tmp_path / "first")
+    whole = small_train(tmp_path / "whole", FINE, initial=first.weights)
+    options = {"recipe": FINE, "initial": first.weights}
+    interrupted_at(STEPS + 2, tmp_path / "parts", monkeypatch, checkpoint_minutes=0.0, **options)
+    assert same(small_train(tmp_path / "parts", **options).model, whole.model)
+    before, after = first.model.state_dict(), whole.model.state_dict()
+    statistics = [name for name in before if "running" in name]
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not same(before, after)
+
+
+def test_which_steps_spike(tmp_path, monkeypatch):
+    seen = []
+    own = SpikingSteps.logits
+    monkeypatch.setattr(SpikingSteps, "logits", lambda self, f, x: seen.append((self.steps, len(x))) or own(self, f, x))
+    small_train(tmp_path, FINE, initial=small_train(tmp_path / "first").weights)
+    assert seen == [(3, TINY.batch_size // 3)] * (STEPS // 2) * 2
+    with pytest.raises(InputError, match="spiking_steps is for fine-tuning: give initial"):
+        small_train(tmp_path / "none", FINE)
 
 
 def test_it_can_begin_with_given_weights(tmp_path):

@@ -51,8 +51,9 @@ class Recipe:
         flip: mirror half of the images.
         autoaugment: AutoAugment's policy for CIFAR-10.
         cutout: side of the square that is blanked, in pixels; 0 for none.
-        dither: half the width, in levels, of the range round 1/2 that QCFS's shift is drawn from in training (see
-            `bridge.zoo.dither`); 0 for none. 1 makes about the errors that spikes make at 4 steps.
+        spiking_steps: 0, or T: every second step runs the network as spikes at T time steps, with the first 1/T of its
+            images (see `bridge.zoo.spiking_steps`). For a few epochs of fine-tuning: batch norm and dropout are as at
+            inference throughout, so begin with trained weights.
         label_smoothing: share of a label spread over all classes.
         threshold_weight_decay: of λ. Behind batch norm (γ, β) and before another one, scaling γ, β and λ together
             changes nothing, so decaying all three alike changes nothing either, while sparing λ alone would push the
@@ -78,7 +79,7 @@ class Recipe:
     flip: bool = True
     autoaugment: bool = True
     cutout: int = 16
-    dither: float = 0.0
+    spiking_steps: int = 0
     label_smoothing: float = 0.0
     threshold_weight_decay: float = 5e-4
     precision: Precision = "float32"
@@ -90,13 +91,16 @@ class Recipe:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "threshold", "fine_tuning_rate"):
             self._check(name, 0 < getattr(self, name) < math.inf, "positive")
-        for name in ("weight_decay", "threshold_weight_decay", "dither"):
+        for name in ("weight_decay", "threshold_weight_decay"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        for name in ("padding", "cutout"):
+        for name in ("padding", "cutout", "spiking_steps"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("momentum", "label_smoothing"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._check("relu_epochs", 0 <= self.relu_epochs < self.epochs, "at least 0 and below epochs")
+        if self.spiking_steps:
+            self._check("relu_epochs", self.relu_epochs == 0, "0 where there are spiking_steps")
+            self._check("batch_size", self.batch_size >= self.spiking_steps, "at least spiking_steps")
 
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:

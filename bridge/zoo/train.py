@@ -36,7 +36,6 @@ from bridge.checkpoints import load_checkpoint
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.thresholds import fit_thresholds
-from bridge.zoo.dither import Dither
 from bridge.zoo.models import activations, build, require_safetensors, save_weights
 from bridge.zoo.processes import Group, processes
 from bridge.zoo.recipes import PAPER, Recipe, learning_rate, recipe_named
@@ -51,6 +50,7 @@ from bridge.zoo.run_files import (
     read_checkpoint,
     weights_metadata,
 )
+from bridge.zoo.spiking_steps import LARGEST_GRADIENT, SpikingSteps
 
 if TYPE_CHECKING:
     from bridge.zoo.data import Dataset, Images
@@ -151,8 +151,9 @@ def train(
         augment: by default `bridge.zoo.augment.standard`.
         resume: go on from the checkpoint in `out`, if there is one; False starts anew and overwrites it.
         device: by default a GPU if there is one.
-        compile: use torch.compile in training; ``"auto"`` does in runs of at least `COMPILE_FROM` steps, where there is
-            a compiler. Accuracy is always measured uncompiled and in float32, as the network will be converted.
+        compile: use torch.compile in training; ``"auto"`` does in runs of at least `COMPILE_FROM` steps that do not
+            spike, where there is a compiler. Accuracy is always measured uncompiled and in float32, as the network will
+            be converted.
         evaluate_every: epochs between two measurements of accuracy; the last epoch's is always measured.
         held_out: keep so many training images out of training and report accuracy on them, not on the test images,
             until training is over.
@@ -180,6 +181,8 @@ def train(
                 f"train: autoaugment is a policy for images of 3 channels, and {dataset.name} has {channels}: take a "
                 "recipe with autoaugment=False, such as SHORT (--recipe short)"
             )
+        if recipe.spiking_steps and initial is None and isinstance(model, str):
+            raise InputError("train: spiking_steps is for fine-tuning: give initial, the weights of an earlier run")
         if initial is not None:
             load_checkpoint(network, initial)
         plan = Plan(
@@ -260,7 +263,7 @@ def _precision(recipe: Recipe, device: torch.device) -> Literal["float32", "bflo
 def _compiles(wanted: Compile, recipe: Recipe, images: int, device: torch.device) -> bool:
     if wanted != "auto":
         return wanted
-    if recipe.epochs * (images // recipe.batch_size) < COMPILE_FROM:
+    if recipe.spiking_steps or recipe.epochs * (images // recipe.batch_size) < COMPILE_FROM:
         return False
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
@@ -372,7 +375,7 @@ class _Position:
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
-    correct: int = 0
+    correct: float = 0.0
     seconds: float = 0.0
     metrics: Metrics = field(default_factory=list)
 
@@ -387,10 +390,7 @@ class _Training:
         self.saved = "there is none yet"
         device = plan.group.device
         self.x, self.y = plan.images[0].x.to(device), plan.images[0].y.to(device)
-        self.dither = None
-        if plan.recipe.dither:
-            share = plan.recipe.batch_size // plan.group.size
-            self.dither = Dither(model, plan.dataset.normalise(self.x[:2].cpu()).to(device), share, plan.recipe.dither)
+        self.spiking = SpikingSteps(model, plan.recipe.spiking_steps) if plan.recipe.spiking_steps else None
 
     def _new_optimiser(self) -> torch.optim.SGD:
         recipe = self.plan.recipe
@@ -434,7 +434,7 @@ class _Training:
         LOG.log(self._level, "%s on %s: %d epochs of %d steps, %s%s", plan.name, plan.dataset.name, plan.recipe.epochs,
                 plan.batches, plan.recipe.precision, ", compiled" if plan.compile else "")  # fmt: skip
         try:
-            with _Bar(plan, self.at) as bar, self.dither.applied() if self.dither else nullcontext():
+            with _Bar(plan, self.at) as bar, self.spiking.applied() if self.spiking else nullcontext():
                 forward = self._forward()
                 while self.at.epoch < plan.recipe.epochs:
                     if 0 < plan.recipe.relu_epochs == self.at.epoch and self.at.batch == 0:
@@ -458,8 +458,6 @@ class _Training:
         group = self.plan.group
         rectified = self.plan.rectified(self.at.epoch)
         _rectify(self.model, rectified)
-        if self.dither:
-            self.dither.active = not rectified
         forward: Any = self.model
         if group.size > 1:
             # This also gives every process the first one's parameters, and in every step its batch norm statistics.
@@ -490,7 +488,7 @@ class _Training:
         order = self._order(at.epoch)
         share = plan.recipe.batch_size // plan.group.size
         before, began, last_saved = at.seconds, time.monotonic(), time.monotonic()
-        self.model.train()
+        self.model.train(not self.spiking)  # spikes are of the network as it is at inference
         while at.batch < plan.batches:
             first = at.batch * plan.recipe.batch_size + plan.group.rank * share
             rate = self._step(forward, order[first : first + share])
@@ -536,11 +534,13 @@ class _Training:
             autoaugment=recipe.autoaugment,
             cutout=recipe.cutout,
         ).contiguous(memory_format=torch.channels_last)
-        if self.dither:
-            self.dither.draw(generator)
         y = self.y[chosen]
+        spiking = self.spiking if at.batch % 2 else None
+        if spiking:
+            few = max(1, len(x) // spiking.steps)
+            x, y = x[:few], y[:few]
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = forward(x)
+            logits = spiking.logits(forward, x) if spiking else forward(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
         value = loss.item()
@@ -551,9 +551,11 @@ class _Training:
             )
         self.optimiser.zero_grad()
         loss.backward()
+        if self.spiking:
+            nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
         at.loss += value
-        at.correct += int((logits.detach().argmax(1) == y).sum())
+        at.correct += float((logits.detach().argmax(1) == y).float().mean()) * len(chosen)
         return rate
 
     def _accuracy(self) -> float | None:
