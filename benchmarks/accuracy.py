@@ -58,11 +58,12 @@ PUBLISHED: dict[str, tuple[float, dict[int, float]]] = {
 HEAD = """# Accuracy at few steps
 
 Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridge.zoo.train`; their cards in
-`bridge/zoo/trained/` say how. *Plain* is QCFS as published: thresholds folded into weights, v(0) half a threshold,
-nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain neurons,
-other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit alike.
-Calibration and quantization saw {images} training images, and the test images nothing was chosen by. Several draws of
-calibration images: mean (lowest to highest). The weights are of one training run each.
+`bridge/zoo/trained/` say how. The larger two ended with an epoch or more in which every second step of training ran as
+spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresholds folded into weights, v(0) half a
+threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain
+neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
+alike. Calibration and quantization saw {images} training images, and the test images nothing was chosen by. Several
+draws of calibration images: mean (lowest to highest). The weights are of one training run each.
 
 The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
 mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps and at

@@ -42,13 +42,10 @@ from bridge.simulate.simulation import Simulation
 
 BLOCK = 8
 """Time steps that a layer is taken through at once."""
-
-
 MOST_WEIGHTS = 2**20
 """More than the second cache holds: then it pays to use each for many images at once."""
-
-
 TEAM = threading.Lock()
+"""Held by the one call whose threads wait for each other."""
 
 
 class UnsupportedError(Exception):
@@ -265,7 +262,7 @@ class Events:
             packed = np.zeros(int(ends[-1]), np.uint8)
             packed_at = np.stack([ends - self._bytes_of_spikes * steps * images, self._bytes_of_spikes], axis=1)
         *buffers, drives = room = self._take()
-        # One team at a time: its threads wait for each other, and two of them could each hold what the other needs.
+        # Of two teams, each could hold a helper that the other waits for: where there is one, others go alone.
         together = threads > 1 and helpers is not None and TEAM.acquire(blocking=False)
         count = threads if together else 1
         beyond = np.zeros((count, len(spiking)), np.int64)
