@@ -66,6 +66,9 @@ LAVA_CASE = ("digits", 8, 32)
 SHORT, MOST_CALLS = 0.05, 200
 """A run shorter than so many seconds is timed as several in a row, at most so many: clocks and caches are noisy."""
 
+REST = 0.1
+"""Seconds between two contenders: threads of the one before spin for a while, waiting for more to do."""
+
 INT8, FLOAT32 = "engine, int8", "engine, float32"
 ANN = "T × ANN"
 VIA_BACKEND = ("lava-fixed",)
@@ -435,6 +438,7 @@ def race(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, count in calls.items():
+            time.sleep(REST)
             seconds[name].append(timed(runs[name], steps, batch, count))
     for name, values in seconds.items():
         work = batch if name == ANN else steps * batch
