@@ -35,7 +35,8 @@ def test_a_fraction_of_an_epoch(name, tmp_path):
     assert [folder.name for folder in sorted(tmp_path.iterdir())] == [f"stage{k + 1}" for k in range(len(stages))]
     model = load_weights(result.weights)
     x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(model(x), result.model(x))
+    found = result.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
     assert bridge.convert(model, x).simulate(x, 2).outputs.shape == (2, 2, 10)
 
 
