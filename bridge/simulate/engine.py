@@ -45,7 +45,7 @@ SPARE = 2**25
 LOCK = threading.Lock()
 MOST_EVENTS = 2**21
 """Neurons times images times steps up to which following spikes is quicker than int8 arithmetic."""
-ALONE = 2**17
+ALONE = 2**18
 """Likewise, up to which a thread is quicker alone than together with others."""
 MEMORY = 2**28
 """Bytes that one run may take for spikes and potentials, roughly, whatever the number of images and steps."""
