@@ -29,15 +29,13 @@ from torch import Tensor
 from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.ranges import EXACT, ranges
 from bridge.records import SpikeRecord
-from bridge.simulate.events import events
+from bridge.simulate.events import BLOCK, events
 from bridge.simulate.fire import integrate_fire, native, too_large
 from bridge.simulate.kernels import Kernel, has_int8, kernel, on_device, small
 from bridge.simulate.ops import evaluate
 from bridge.simulate.simulation import Simulation
 
 NAME = "engine"
-BLOCK = 8
-"""Time steps taken at once: enough to use weights well, few enough that an image's rows stay in the cache."""
 CACHE = 2**21
 """Bytes of drive that are computed at once: they stay near the processor, and calls are not too many."""
 SPARE = 2**25
@@ -149,10 +147,10 @@ class Engine:
         def simulate(part: Tensor) -> Simulation:
             if by_events is None:
                 return self._run(part, steps, record, patience)
-            pixels = part.numpy()
-            if len(parts) > 1:
-                return by_events.run(pixels, steps, record=record, patience=patience)
-            return by_events.run(pixels, steps, record=record, patience=patience, helpers=workers, threads=threads)
+            helpers = workers if len(parts) == 1 else None
+            return by_events.run(
+                part.numpy(), steps, record=record, patience=patience, helpers=helpers, threads=threads
+            )
 
         return _joined([*(workers.map if workers and len(parts) > 1 else map)(simulate, parts)])
 

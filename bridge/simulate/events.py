@@ -41,7 +41,7 @@ from bridge.simulate.fire import too_large
 from bridge.simulate.simulation import Simulation
 
 BLOCK = 8
-"""Time steps that a layer is taken through at once."""
+"""Time steps taken at once: enough to use weights well, few enough that an image's rows stay in the cache."""
 MOST_WEIGHTS = 2**20
 """More than the second cache holds: then it pays to use each for many images at once."""
 TEAM = threading.Lock()
