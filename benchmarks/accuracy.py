@@ -35,8 +35,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 STEPS = (1, 2, 4, 8, 16, 32)
 SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 1
 """So many draws of calibration images, but fewer beyond T = `LONG`, where they agree anyway."""
-IMAGES = 512
-"""Training images to calibrate on, and to quantize with."""
+IMAGES, FEWER = 2048, 512
+"""Training images to calibrate on; and the first of them, to quantize with and to fit FTBC's biases to."""
 COMPARED, COMPARED_STEPS = 2000, (2, 4, 8, 16)
 """Test images, the first ones, and T of the comparison with other schemes, which have no fast simulator."""
 AT_ONCE = 100
@@ -62,8 +62,9 @@ Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridg
 spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresholds folded into weights, v(0) half a
 threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain
 neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
-alike. Calibration and quantization saw {images} training images, and the test images nothing was chosen by. Several
-draws of calibration images: mean (lowest to highest). The weights are of one training run each.
+alike. Calibration saw {images:,} training images (of the digits, all 1,347) without their labels, quantization {fewer},
+and the test images nothing was chosen by. Several draws of calibration images: mean (lowest to highest). The weights
+are of one training run each.
 
 The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
 mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps and at
@@ -94,7 +95,7 @@ class Subject:
 
     def in_8_bits(self, network: SpikingNetwork, seed: int) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
-        return network.quantize(8, calibration=self.training_images(seed), normalisation=(mean, std))
+        return network.quantize(8, calibration=self.training_images(seed)[:FEWER], normalisation=(mean, std))
 
     def right(self, network: SpikingNetwork, steps: int, images: int | None = None) -> list[float]:
         """Accuracy after 1…T steps, on all test images or the first of them."""
@@ -144,7 +145,7 @@ def measured(subject: Subject, steps: Sequence[int], compared: Sequence[int], kn
         elif scheme == CALIBRATED_8:
             share = subject.right(subject.in_8_bits(fitted[t, seed], seed), t)[-1]
         elif scheme == FTBC:
-            biased = subject.network.time_biased(subject.training_images(seed), t)
+            biased = subject.network.time_biased(subject.training_images(seed)[:FEWER], t)
             share = subject.compared(lambda x, biased=biased: torch.from_numpy(biased.simulate(x)[-1]))
         else:
             share = subject.compared(lambda x, run=COMPARISON[scheme], t=t: run(subject.network, x, t))
@@ -210,7 +211,7 @@ def tables(name: str, result: dict[str, Any]) -> list[str]:
 
 def page(results: dict[str, Any]) -> str:
     """docs/accuracy.md."""
-    text = HEAD.format(images=IMAGES).splitlines()
+    text = HEAD.format(images=IMAGES, fewer=FEWER).splitlines()
     text.append("")
     for name in DATA:
         if name in results:

@@ -37,7 +37,7 @@ from bridge.passes import (
     refine,
     to_float32,
 )
-from bridge.passes.calibrate import KINDS as CALIBRATIONS
+from bridge.passes.calibrate import KINDS
 from bridge.passes.refine import output_error
 from bridge.pixels import PixelGrid, fitted, normalised
 from bridge.progress import progress
@@ -58,6 +58,10 @@ if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no expo
 LOADED_IN = os.getpid()
 POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
+CALIBRATIONS = (*KINDS, "weight")
+"""What `SpikingNetwork.calibrate` can change."""
+LAYERWISE = 512
+"""Images that it fits layers to one by one, at most: more do not help where a channel has so few numbers."""
 EMPHASES = (0.0, 0.3, 1.0)
 """Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
 MEASURED_STEPS = 8
@@ -161,15 +165,17 @@ class SpikingNetwork:
     ) -> SpikingNetwork:
         """The network fitted to run `steps` time steps: nearer to its ANN there, with the same plain neurons.
 
-        Each channel of neurons gets a bias, a gain and an initial potential of its own, the same for every image and
-        step, so the result is exported and quantized like any other (docs/calibration.md). Fit one network for each
-        number of steps that you mean to run. What is found depends on nothing but these arguments.
+        Each channel of neurons gets a bias, a gain and an initial potential of its own, and then all weights move a
+        little: constants all, the same for every image and step, so the result is exported and quantized like any other
+        (docs/calibration.md). Fit one network for each number of steps that you mean to run. What is found depends on
+        nothing but these arguments.
 
         Args:
-            data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, not the test data. Three
-                quarters are fitted to, the rest chooses between fits, of which this network as it is is one.
+            data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, or better a few thousand,
+                not the test data. Three quarters are fitted to, the rest chooses between fits, of which this network as
+                it is is one.
             steps: T.
-            kinds: which of "bias", "gain" and "potential" may change.
+            kinds: which of "bias", "gain", "potential" and "weight" may change.
 
         Raises:
             InputError: an argument is not as above, or the network is in whole numbers: calibrate first.
@@ -183,13 +189,14 @@ class SpikingNetwork:
         if len(x) < 4:
             raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
         judged = torch.arange(len(x)) % 4 == 0
-        wanted = activations(ann, x)[2].clone()
+        wanted = torch.cat([activations(ann, part)[2].clone() for part in x.split(BATCH)])
 
         def error(network: SpikingNetwork) -> float:
             outputs = torch.from_numpy(network.simulate(x[judged], steps).outputs)
             return float(output_error(outputs[-1], wanted[judged]))
 
-        fits = [calibrate(self.graph, ann, x[~judged], steps, kinds, emphasis) for emphasis in EMPHASES]
+        few = x[~judged][:LAYERWISE]
+        fits = [calibrate(self.graph, ann, few, steps, kinds, emphasis) for emphasis in EMPHASES]
         best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
         refined = refine(best.graph, x[~judged], wanted[~judged], steps, kinds)
         return min([best, SpikingNetwork(to_float32(refined), ann)], key=error)

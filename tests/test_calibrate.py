@@ -19,7 +19,7 @@ from bridge.demo import digits_model, load_digits, train
 from bridge.graph import Affine, IntegrateFire
 from bridge.passes import calibrate, refine, to_float32
 from bridge.passes.calibrate import KINDS, feeding
-from bridge.passes.refine import _spike, output_error
+from bridge.passes.refine import _fire, output_error
 from bridge.simulate import activations
 
 
@@ -100,12 +100,27 @@ def test_it_is_never_further_from_the_ann_on_the_images_that_judge(steps):
     assert divergence(fitted, x[::4], steps) <= divergence(coarse(), x[::4], steps)
 
 
-def test_a_spike_has_the_gradient_of_a_ramp():
-    above = torch.tensor([-0.6, -0.4, 0.0, 0.4, 0.6], requires_grad=True)
-    spikes = _spike(above)
-    assert spikes.tolist() == [0, 0, 1, 1, 1]
-    spikes.backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert above.grad.tolist() == [0, 2, 3, 4, 0]
+def test_neurons_forwards_and_backwards():
+    """Against a loop of autograd's own, with spikes that are steps forwards and smooth ramps backwards."""
+    generator = torch.Generator().manual_seed(0)
+    drive = torch.randint(-24, 40, (5, 3, 4, 6), generator=generator).div(16).requires_grad_()
+    level = torch.tensor([0.5, 0.75, 1.0, 0.5]).reshape(1, 4, 1)
+    weights = torch.randn(5, 3, 4, 6, generator=generator)
+    potential, fired = torch.zeros(3, 4, 6), []
+    for now in drive:
+        potential = potential + now
+        above = potential - level
+        near = above.clamp(-1, 1)
+        ramp = torch.where(near < 0, (1 + near) ** 2 / 2, 1 - (1 - near) ** 2 / 2)
+        fired.append(ramp + ((above >= 0).float() - ramp).detach())
+        potential = potential - fired[-1]
+    (torch.stack(fired) * weights).sum().backward()
+    expected, drive.grad = drive.grad, None
+    spikes = _fire(drive, level)
+    torch.testing.assert_close(spikes, torch.stack(fired))
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    (spikes * weights).sum().backward()
+    torch.testing.assert_close(drive.grad, expected)
 
 
 def test_the_neuron_is_the_plain_one_and_every_backend_runs_it():
@@ -161,6 +176,17 @@ def test_each_kind_changes_only_its_own(kind):
         elif isinstance(old, Affine) and not np.array_equal(old.bias, new.bias):
             changed.add("bias")
     assert changed == {kind}
+
+
+def test_weights_alone_move_a_little():
+    before = coarse().graph
+    after = coarse().calibrate(load_digits()[0][:100], 3, kinds=["weight"]).graph
+    for old, new in zip(before, after, strict=True):
+        for name in ("bias", "level", "scale", "threshold"):
+            assert np.array_equal(getattr(old, name, 0), getattr(new, name, 0)), (old.name, name)
+        if isinstance(old, Affine):
+            moved = np.sqrt(np.square(new.weight - old.weight).mean() / np.square(old.weight).mean())
+            assert 0.001 < moved < 0.2, old.name
 
 
 def test_the_same_again():

@@ -321,12 +321,18 @@ def test_spiking_steps_can_be_resumed_and_leave_batch_norm_its_statistics(tmp_pa
     assert not same(before, after)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch has deprecated
 def test_which_steps_spike(tmp_path, monkeypatch):
     seen = []
     own = SpikingSteps.logits
     monkeypatch.setattr(SpikingSteps, "logits", lambda self, f, x: seen.append((self.steps, len(x))) or own(self, f, x))
-    small_train(tmp_path, FINE, initial=small_train(tmp_path / "first").weights)
+    first = small_train(tmp_path / "first").weights
+    plain = small_train(tmp_path / "plain", FINE, initial=first)
     assert seen == [(3, TINY.batch_size // 3)] * (STEPS // 2) * 2
+    compiled = small_train(tmp_path / "compiled", FINE, initial=first, compile=True)
+    assert seen[len(seen) // 2 :] == seen[: len(seen) // 2]  # these are not compiled
+    for name, value in plain.model.state_dict().items():
+        assert torch.allclose(value, compiled.model.state_dict()[name], rtol=0.05, atol=0.02), name
     with pytest.raises(InputError, match="spiking_steps is for fine-tuning: give initial"):
         small_train(tmp_path / "none", FINE)
 

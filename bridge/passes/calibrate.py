@@ -77,7 +77,8 @@ def calibrate(
         ann: the network it came from; its activations have the same names.
         x: images ``[B, *input]``, without labels.
         steps: T.
-        kinds: which of `KINDS` may change. Bias and gain need layers with weights that feed these neurons alone.
+        kinds: which of `KINDS` may change; others mean nothing here. Bias and gain need layers with weights that feed
+            these neurons alone.
         emphasis: how much the square of a channel's mean error counts, beside its mean square error.
     """
     kinds = tuple(kinds)
@@ -88,7 +89,7 @@ def calibrate(
     def fit(layer: IntegrateFire, drive: Tensor) -> Tensor:
         weighted = feeding(graph, layer.inputs[0])
         possible = {"potential": True, "gain": weighted, "bias": any(isinstance(one, Affine) for one in weighted)}
-        allowed = tuple(kind for kind in kinds if possible[kind])
+        allowed = tuple(kind for kind in kinds if possible.get(kind))
         samples = _samples(drive, targets[layer.name], generator)
         correction = _fit(Correction.none(layer), *samples, allowed, emphasis)
         changed.update(corrected(layer, weighted, correction))

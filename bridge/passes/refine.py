@@ -1,109 +1,180 @@
 """Fit all layers of a spiking network together, by gradient, to what its ANN says at the output.
 
 Fitting each layer to the ANN's rates (`bridge.passes.calibrate`) treats all errors of a layer alike. But some cancel
-and some change the answer. So, after it, the same two numbers a channel, gain and bias, take small steps down the
-gradient of the output's error, with the neurons simulated as they are; where a neuron fires or not, its gradient is
-taken to be that of a ramp one threshold wide (a surrogate gradient: Neftci, Mostafa and Zenke, IEEE Signal Processing
-Magazine 2019). No label is needed, and weights stay but for the channels' gains: too few numbers to learn images by
-heart.
+and some change the answer. So, after it, weights, gains and biases take small steps down the gradient of the output's
+error, with the neurons simulated as they are; where a neuron fires or not, its gradient is taken to be that of a ramp
+(a surrogate gradient: Neftci, Mostafa and Zenke, IEEE Signal Processing Magazine 2019). No label is needed. Weights are
+many, and could learn the images by heart: so their steps are small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph
-from bridge.passes.calibrate import Correction, corrected, feeding
+from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.passes.calibrate import feeding
 from bridge.progress import progress
 from bridge.simulate.layerwise import layer_by_layer
+from bridge.simulate.ops import affine, evaluate, tensor
 
 STEPS_OF_ADAM = 200
-RATE = 0.02
-"""Of Adam, at the start; it falls to 0 in a line. In thresholds, as a bias is."""
-ROWS = 128
+RATE = 0.005
+"""Of Adam for gains and biases, at the start; it falls to 0 in a line. In thresholds, as a bias is."""
+WEIGHT_RATE = 1e-3
+"""The same for weights, in root mean squares of their layer's."""
+ROWS = 256
 """Images of one step, times T."""
 
 
-class _Spike(torch.autograd.Function):
-    """1 where the membrane potential has reached the level, else 0; backwards, a ramp one threshold wide round it."""
+class _Neurons(torch.autograd.Function):
+    """Spikes 0/1 ``[T, ...]`` of neurons of unit threshold that are driven by ``[T, ...]`` and fire at `level`.
+
+    Backwards through all steps, as if each spike rose smoothly from 0, one threshold below the level, to 1, one above:
+    its slope is a triangle of height 1.
+    """
 
     @staticmethod
-    def forward(context: Any, above: Tensor) -> Tensor:
+    def forward(context: Any, drive: Tensor, level: Tensor) -> Tensor:
+        above, spikes = torch.empty_like(drive), torch.empty_like(drive)
+        potential = torch.zeros_like(drive[0])
+        for now, excess, fired in zip(drive, above, spikes, strict=True):
+            potential += now
+            torch.sub(potential, level, out=excess)
+            torch.ge(excess, 0, out=fired)
+            potential -= fired
         context.save_for_backward(above)
-        spikes: Tensor = (above >= 0).to(above.dtype)
         return spikes
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         above: Tensor = context.saved_tensors[0]
-        return gradients[0] * (above.abs() < 0.5)
+        slope = (1 - above.abs()).clamp_(min=0)
+        found = torch.empty_like(slope)
+        of_potential = torch.zeros_like(slope[0])  # after the step: a spike lowers it by 1
+        for t in reversed(range(len(slope))):
+            of_potential = torch.lerp(of_potential, gradients[0][t], slope[t], out=found[t])
+        return found, None
 
 
-def _spike(above: Tensor) -> Tensor:
-    spikes: Tensor = _Spike.apply(above)  # type: ignore[no-untyped-call]
+def _fire(drive: Tensor, level: Tensor) -> Tensor:
+    spikes: Tensor = _Neurons.apply(drive, level)  # type: ignore[no-untyped-call]
     return spikes
 
 
+class _Adjustable(nn.Module):
+    """A layer with weights, an `Affine` or a `Scale`, whose constants can move.
+
+    `gain` and `bias` ``[C]`` are those of the neurons it feeds, which layers may share; `change` is of its weights, in
+    root mean squares. What is None stays.
+    """
+
+    def __init__(
+        self, layer: Affine | Scale, gain: nn.Parameter | None, bias: nn.Parameter | None, change: nn.Parameter | None
+    ) -> None:
+        super().__init__()
+        self.layer, self.gain, self.bias, self.change = layer, gain, bias, change
+
+    def constants(self) -> dict[str, Tensor]:
+        """The layer's arrays as they are now."""
+        if isinstance(self.layer, Scale):
+            scale = tensor(self.layer.scale)
+            return {"scale": scale if self.gain is None else scale * self.gain}
+        weight, bias = tensor(self.layer.weight), tensor(self.layer.bias)
+        if self.change is not None:
+            weight = weight + weight.square().mean().sqrt() * self.change
+        if self.gain is not None:
+            weight, bias = weight * self.gain.reshape(-1, *[1] * (weight.dim() - 1)), bias * self.gain
+        return {"weight": weight, "bias": bias if self.bias is None else bias + self.bias}
+
+    def forward(self, x: Tensor) -> Tensor:
+        constants = self.constants()
+        if isinstance(self.layer, Scale):
+            return x * constants["scale"].reshape(1, -1, *[1] * (x.dim() - 2))
+        return affine(self.layer, x, constants["weight"], constants["bias"])
+
+    def moved(self) -> Affine | Scale:
+        """The layer with these constants."""
+        arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in self.constants().items()}
+        return replace(self.layer, **arrays)
+
+
 def refine(
-    graph: LayerGraph, x: Tensor, wanted: Tensor, steps: int, kinds: Iterable[str] = ("bias", "gain")
+    graph: LayerGraph, x: Tensor, wanted: Tensor, steps: int, kinds: Iterable[str] = ("bias", "gain", "weight")
 ) -> LayerGraph:
-    """The spiking `graph` with gains and biases fitted so that its output is `wanted` at `steps` steps.
+    """The spiking `graph` with weights, gains and biases fitted so that its output is `wanted` at `steps` steps.
 
     Args:
         graph: with neurons of unit threshold.
         x: images ``[B, *input]``.
         wanted: the ANN's output for them, ``[B, ...]``.
         steps: T.
-        kinds: "bias" and "gain", or one of them; anything else is left as it is.
+        kinds: some of "bias", "gain" and "weight"; anything else is left as it is.
     """
-    gains: dict[str, nn.Parameter] = {}
-    biases: dict[str, nn.Parameter] = {}
-    for layer in graph:
-        if isinstance(layer, IntegrateFire) and (weighted := feeding(graph, layer.inputs[0])):
-            if "gain" in kinds:
-                gains[layer.name] = nn.Parameter(torch.ones(len(layer.level)))
-            if "bias" in kinds and any(isinstance(one, Affine) for one in weighted):
-                biases[layer.name] = nn.Parameter(torch.zeros(len(layer.level)))
-    if not gains and not biases:
+    kinds = tuple(kinds)
+    adjustable = _adjustable(graph, kinds)
+    movable = nn.ModuleList(adjustable.values())
+    changes = [one.change for one in adjustable.values() if one.change is not None]
+    others = [one for one in movable.parameters() if not any(one is change for change in changes)]
+    if not changes and not others:
         return graph
 
-    def fire(layer: IntegrateFire, drive: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (drive.dim() - 3))
-        gain, bias = (of.get(layer.name) for of in (gains, biases))
-        drive = drive if gain is None else drive * gain.reshape(shape)
-        drive = drive if bias is None else drive + bias.reshape(shape)
-        level = torch.from_numpy(layer.level).reshape(shape)
-        potential, spikes = torch.zeros_like(drive[0]), []
-        for now in drive:
-            potential = potential + now
-            spikes.append(_spike(potential - level))
-            potential = potential - spikes[-1]
-        return torch.stack(spikes)
+    def compute(layer: Layer, *inputs: Tensor) -> Tensor:
+        return adjustable.get(layer.name, partial(evaluate, layer))(*inputs)
 
-    optimiser = torch.optim.Adam([*gains.values(), *biases.values()], lr=RATE)
-    generator = torch.Generator().manual_seed(0)
-    size = max(1, min(len(x), ROWS // steps))
-    for done in progress(range(STEPS_OF_ADAM), f"fitting all layers together, T = {steps}"):
-        optimiser.param_groups[0]["lr"] = RATE * (1 - done / STEPS_OF_ADAM)
-        some = torch.randperm(len(x), generator=generator)[:size]
-        output = layer_by_layer(graph, x[some], steps, fire).mean(dim=0)
+    def fire(layer: IntegrateFire, drive: Tensor) -> Tensor:
+        return _fire(drive, torch.from_numpy(layer.level).reshape(1, -1, *[1] * (drive.dim() - 3)))
+
+    groups = [{"params": others, "lr": RATE}, {"params": changes, "lr": WEIGHT_RATE}]
+    optimiser = torch.optim.Adam([group for group in groups if group["params"]])
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, STEPS_OF_ADAM)
+    batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
+    for _ in progress(range(STEPS_OF_ADAM), f"fitting all layers together, T = {steps}"):
+        some = next(batches)
+        output = layer_by_layer(graph, x[some], steps, fire, compute=compute).mean(dim=0)
         optimiser.zero_grad()
         output_error(output, wanted[some]).backward()
         optimiser.step()
+        schedule.step()
+    return LayerGraph(tuple(adjustable[layer.name].moved() if layer.name in adjustable else layer for layer in graph))
 
-    changed: dict[str, Layer] = {}
+
+def _adjustable(graph: LayerGraph, kinds: tuple[str, ...]) -> dict[str, _Adjustable]:
+    """The layers with weights that feed neurons alone, and the last one, by name, with what `kinds` lets move."""
+
+    def parameter(kind: str, start: Tensor) -> nn.Parameter | None:
+        return nn.Parameter(start) if kind in kinds else None
+
+    found: dict[str, _Adjustable] = {}
     for layer in graph:
-        if isinstance(layer, IntegrateFire) and (layer.name in gains or layer.name in biases):
-            found = Correction.none(layer)
-            gain = gains.get(layer.name, found.gain).detach()
-            bias = biases.get(layer.name, found.bias).detach()
-            changed.update(corrected(layer, feeding(graph, layer.inputs[0]), Correction(gain, bias, found.potential)))
-    return LayerGraph(tuple(changed.get(layer.name, layer) for layer in graph))
+        weighted: list[Affine | Scale] = []
+        gain = bias = None
+        if isinstance(layer, IntegrateFire):
+            weighted, channels = feeding(graph, layer.inputs[0]), graph.shapes[layer.name][0]
+            gain, bias = parameter("gain", torch.ones(channels)), parameter("bias", torch.zeros(channels))
+        elif layer is graph.output and isinstance(layer, Affine):
+            weighted, bias = [layer], parameter("bias", torch.zeros(len(layer.bias)))
+        for one in weighted:
+            if isinstance(one, Affine):
+                change = parameter("weight", torch.zeros(one.weight.shape))
+                found[one.name] = _Adjustable(one, gain, bias, change)
+                bias = None  # once
+            else:
+                found[one.name] = _Adjustable(one, gain, None, None)
+    return found
+
+
+def _batches(images: int, size: int) -> Iterator[Tensor]:
+    """`size` of the numbers of `images`, each as often as the others, without end."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield from torch.randperm(images, generator=generator).split(size)
 
 
 def output_error(output: Tensor, wanted: Tensor) -> Tensor:

@@ -15,13 +15,17 @@ from bridge.simulate.ops import evaluate
 
 Fire = Callable[[IntegrateFire, Tensor], Tensor]
 """Of a layer of neurons and what drives them, ``[T, B, *shape]``, their spikes 0/1 of that shape."""
+Compute = Callable[..., Tensor]
+"""Of a layer without state and its inputs ``[B, ...]``, its output, as `evaluate` gives it."""
 
 
-def layer_by_layer(graph: LayerGraph, x: Tensor, steps: int, fire: Fire, title: str = "") -> Tensor:
+def layer_by_layer(
+    graph: LayerGraph, x: Tensor, steps: int, fire: Fire, title: str = "", compute: Compute = evaluate
+) -> Tensor:
     """Take images `x` ``[B, *input]``, held constant, through the spiking `graph`, with `fire` for its neurons.
 
-    Returns the readout at each step, ``[T, B, ...]``, with gradients if there are any. With a `title` there is a
-    progress bar.
+    Other layers are what `compute` makes of them. Returns the readout at each step, ``[T, B, ...]``, with gradients if
+    there are any. With a `title` there is a progress bar.
     """
     values: dict[str, Tensor] = {}  # rows [T · B, ...], or images [B, ...] where no spike has come in
     readers = {layer.name: len(graph.consumers(layer.name)) for layer in graph}
@@ -34,7 +38,7 @@ def layer_by_layer(graph: LayerGraph, x: Tensor, steps: int, fire: Fire, title: 
             drive = _over_time(values[source], steps, source in graph.constant)
             values[layer.name] = fire(layer, drive).flatten(0, 1)
         else:
-            values[layer.name] = evaluate(
+            values[layer.name] = compute(
                 layer,
                 *(
                     values[source]

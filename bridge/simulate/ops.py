@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bridge.graph import (
     Add,
+    Affine,
     AvgPool2d,
     BatchNorm,
     ClipFloorShift,
@@ -20,7 +21,6 @@ from bridge.graph import (
     Flatten,
     Input,
     Layer,
-    Linear,
     Scale,
     SumPool2d,
 )
@@ -38,14 +38,8 @@ def _(layer: Input, x: Tensor) -> Tensor:
 
 
 @evaluate.register
-def _(layer: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, parameter(layer.weight, x), parameter(layer.bias, x))
-
-
-@evaluate.register
-def _(layer: Conv1d, x: Tensor) -> Tensor:
-    weight, bias = parameter(layer.weight, x), parameter(layer.bias, x)
-    return F.conv1d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+def _(layer: Affine, x: Tensor) -> Tensor:
+    return affine(layer, x, parameter(layer.weight, x), parameter(layer.bias, x))
 
 
 @evaluate.register
@@ -56,12 +50,6 @@ def _(layer: Add, x: Tensor, other: Tensor) -> Tensor:
 @evaluate.register
 def _(layer: Concat, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
-
-
-@evaluate.register
-def _(layer: Conv2d, x: Tensor) -> Tensor:
-    weight, bias = parameter(layer.weight, x), parameter(layer.bias, x)
-    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @evaluate.register
@@ -93,6 +81,15 @@ def _(layer: Flatten, x: Tensor) -> Tensor:
 def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
     threshold = channels(layer.threshold, x)
     return threshold * ((x * layer.levels / threshold + 0.5).floor() / layer.levels).clamp(0, 1)
+
+
+def affine(layer: Affine, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What `layer` would give for `x` ``[B, ...]`` if these were its weight and bias."""
+    if isinstance(layer, Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if isinstance(layer, Conv1d):
+        return F.conv1d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.linear(x, weight, bias)
 
 
 def tensor(array: np.ndarray) -> Tensor:
