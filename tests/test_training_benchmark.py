@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from training import TRAININGS, Training, main, run
+from training import TRAININGS, main, run
 
 import bridge
 from bridge.zoo.data import Dataset, Images
@@ -31,8 +31,11 @@ def test_a_fraction_of_an_epoch(name, tmp_path):
     """Three steps of each stage, in the paper's own batches' stead of 8 images."""
     planned = TRAININGS[name]
     stages = tuple(replace(recipe, epochs=1, batch_size=8, precision="float32") for recipe in planned.stages)
-    result = run(Training(planned.model, planned.data, stages), noise(), tmp_path)
-    assert [folder.name for folder in sorted(tmp_path.iterdir())] == [f"stage{k + 1}" for k in range(len(stages))]
+    result = run(replace(planned, stages=stages), noise(), tmp_path)
+    wanted = ["mean.safetensors"] * planned.averaged + [f"stage{k + 1}" for k in range(len(stages))]
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == wanted
+    again = run(replace(planned, stages=stages), noise(), tmp_path)
+    assert again.accuracy == result.accuracy
     model = load_weights(result.weights)
     x = torch.rand(2, 3, 32, 32)
     found = result.model.state_dict()
@@ -46,9 +49,14 @@ def test_the_weights_of_the_package_say_the_same_recipes(name):
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         found = file.metadata()
     assert (found["model"], found["data"], found["seed"]) == (TRAININGS[name].model, TRAININGS[name].data, "0")
+    averaged = False
     while found is not None:
         stages.insert(0, Recipe(**json.loads(found["recipe"])))
         found = json.loads(found.get("initial", "null"))
+        if found and "mean_of" in found:
+            runs = json.loads(found["mean_of"])
+            averaged, found = len(runs) == len(TRAININGS[name].stages) - 1, runs[-1]
+    assert averaged == TRAININGS[name].averaged
     planned = TRAININGS[name].stages
     precise = [replace(recipe, precision=used.precision) for recipe, used in zip(planned, stages, strict=True)]
     assert precise == stages

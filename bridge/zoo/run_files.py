@@ -90,6 +90,7 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
     earlier, initial = _earlier(plan.initial, model)
+    before = "".join(earlier)
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
@@ -116,7 +117,7 @@ from bridge.zoo.recipes import Recipe
 from bridge.zoo.train import train
 
 data = dataset({plan.dataset.name!r}, folder)
-{earlier}recipe = {plan.recipe!r}
+{before}recipe = {plan.recipe!r}
 train({model}, data, recipe, "out", seed={plan.seed}{_options(plan)}{initial})
 ```
 
@@ -130,10 +131,17 @@ def _began(initial: dict[str, str] | None) -> str:
     """What a run began with, for its card."""
     if initial is None:
         return ""
-    if "recipe" not in initial:
-        return f", beginning with weights of checksum {initial['crc32']}"
-    epochs, accuracy = json.loads(initial["recipe"])["epochs"], float(initial["accuracy"])
-    return f", beginning with the weights of a run of {epochs} epochs ({accuracy:.2%})"
+    if "mean_of" in initial:
+        runs = [_run(run) for run in json.loads(initial["mean_of"])]
+        return f", beginning with the mean of the weights of {len(runs)} runs, of {' and '.join(runs)}"
+    if "recipe" in initial:
+        return f", beginning with the weights of a run of {_run(initial)}"
+    return f", beginning with weights of checksum {initial['crc32']}"
+
+
+def _run(initial: dict[str, str]) -> str:
+    """How long a run was, and how good its network."""
+    return f"{json.loads(initial['recipe'])['epochs']} epochs ({float(initial['accuracy']):.2%})"
 
 
 def _options(plan: Plan) -> str:
@@ -141,15 +149,20 @@ def _options(plan: Plan) -> str:
     return (f", held_out={plan.held_out}" if plan.held_out else "") + f", compile={plan.compile}"
 
 
-def _earlier(initial: dict[str, str] | None, model: str) -> tuple[str, str]:
-    """The lines that make the weights a run began with, and the option that gives it them."""
+def _earlier(initial: dict[str, str] | None, model: str) -> tuple[list[str], str]:
+    """The calls that make the weights a run began with, first to last, and the option that gives it them."""
     if initial is None:
-        return "", ""
+        return [], ""
+    name = f"out-{initial['crc32']}"
+    if "mean_of" in initial:
+        runs = [_earlier(run, model) for run in json.loads(initial["mean_of"])]
+        files = ", ".join(option.partition("=")[2] for _, option in runs)
+        call = f"from bridge.zoo.averaging import average\n\naverage([{files}], data, '{name}.safetensors')\n"
+        return [*dict.fromkeys(step for steps, _ in runs for step in steps), call], f", initial='{name}.safetensors'"
     if "recipe" not in initial:
-        return "", ', initial="weights"  # yours'
-    before, its_initial = _earlier(json.loads(initial.get("initial", "null")), model)
+        return [f"# {name}: weights of your own\n"], f", initial={name!r}"
+    steps, option = _earlier(json.loads(initial.get("initial", "null")), model)
     recipe = Recipe(**json.loads(initial["recipe"]))
-    folder = f"out-{initial['crc32']}"
-    options = f"seed={initial['seed']}{initial.get('options', '')}{its_initial}"
-    lines = f"recipe = {recipe!r}\ntrain({model}, data, recipe, {folder!r}, {options})\n"
-    return before + lines, f", initial={f'{folder}/{WEIGHTS}'!r}"
+    options = f"seed={initial['seed']}{initial.get('options', '')}{option}"
+    call = f"recipe = {recipe!r}\ntrain({model}, data, recipe, {name!r}, {options})\n"
+    return [*steps, call], f", initial='{name}/{WEIGHTS}'"
