@@ -1,6 +1,6 @@
 """Accuracy of the trained networks at T steps: as published, plain, calibrated, in 8 bits, and beside other schemes.
 
-    python benchmarks/accuracy.py resnet20-cifar10 --folder cifar-10-batches-bin    # measures it; half an hour
+    python benchmarks/accuracy.py resnet20-cifar10 --folder cifar-10-batches-bin    # measures it; hours on 2 cores
     python benchmarks/accuracy.py                   # writes the page from what is saved
 
 Test images are used for the figures and for nothing else: calibration and quantization take training images, drawn by
@@ -35,7 +35,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 STEPS = (1, 2, 4, 8, 16, 32)
 SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 1
 """So many draws of calibration images, but fewer beyond T = `LONG`, where they agree anyway."""
-IMAGES, FEWER = 2048, 512
+IMAGES, FEWER = 4096, 512
 """Training images to calibrate on; and the first of them, to quantize with and to fit FTBC's biases to."""
 COMPARED, COMPARED_STEPS = 2000, (2, 4, 8, 16)
 """Test images, the first ones, and T of the comparison with other schemes, which have no fast simulator."""

@@ -24,10 +24,11 @@ from bridge.progress import progress
 from bridge.simulate.layerwise import layer_by_layer
 from bridge.simulate.ops import affine, evaluate, tensor
 
-STEPS_OF_ADAM = 200
+FEWEST_STEPS, MOST_STEPS = 200, 400
+"""Of Adam; between these, as many as there are images."""
 RATE = 0.005
 """Of Adam for gains and biases, at the start; it falls to 0 in a line. In thresholds, as a bias is."""
-WEIGHT_RATE = 1e-3
+WEIGHT_RATE = 2e-3
 """The same for weights, in root mean squares of their layer's."""
 ROWS = 256
 """Images of one step, times T."""
@@ -133,9 +134,10 @@ def refine(
 
     groups = [{"params": others, "lr": RATE}, {"params": changes, "lr": WEIGHT_RATE}]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]])
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, STEPS_OF_ADAM)
+    count = min(max(FEWEST_STEPS, len(x)), MOST_STEPS)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, count)
     batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
-    for _ in progress(range(STEPS_OF_ADAM), f"fitting all layers together, T = {steps}"):
+    for _ in progress(range(count), f"fitting all layers together, T = {steps}"):
         some = next(batches)
         output = layer_by_layer(graph, x[some], steps, fire, compute=compute).mean(dim=0)
         optimiser.zero_grad()
