@@ -73,9 +73,7 @@ def run(training: Training, data: Dataset, out: Path, **options: Any) -> Result:
     for number, recipe in enumerate(training.stages, start=1):
         initial = results[-1].weights if results else None
         if training.averaged and number == len(training.stages):
-            initial = out / "mean.safetensors"
-            if not initial.exists():  # or the last stage could not go on where it was killed
-                average([result.weights for result in results], data, initial)
+            initial = average([result.weights for result in results], data, out / "mean.safetensors")
         results.append(train(training.model, data, recipe, out / f"stage{number}", initial=initial, **options))
     return results[-1]
 

@@ -69,8 +69,8 @@ def test_bad_input(runs, tmp_path):
         average([path], data, tmp_path / "mean.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         average([path, tmp_path / "none.safetensors"], data, tmp_path / "mean.safetensors")
-    few = replace(data, classes=tuple("abcdefghijk"))
-    other = train("digits", few, PLAIN, tmp_path / "other", compile=False, device="cpu").weights
+    named = replace(data, classes=tuple("abcdefghix"))
+    other = train("digits", named, PLAIN, tmp_path / "other", compile=False, device="cpu").weights
     with pytest.raises(InputError, match="of one model and data set"):
         average([path, other], data, tmp_path / "mean.safetensors")
     torch.save({}, tmp_path / "theirs.pt")

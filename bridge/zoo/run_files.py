@@ -57,11 +57,13 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 def earlier_run(path: Path) -> dict[str, str]:
     """Of weights that a run begins with: their checksum, and what `weights_metadata` said of them, if it wrote them."""
-    found = {"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}
-    if path.suffix == ".safetensors":
-        with require_safetensors().safe_open(path, "pt") as file:
-            found.update(file.metadata() or {})
-    return found
+    if path.suffix != ".safetensors":
+        return {"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}
+    checksum = 0  # of the tensors: what else is in the file comes in another order each time it is written
+    with require_safetensors().safe_open(path, "pt") as file:
+        for name in sorted(file.keys()):
+            checksum = zlib.crc32(file.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes(), checksum)
+        return {"crc32": f"{checksum:08x}", **(file.metadata() or {})}
 
 
 def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
