@@ -75,8 +75,5 @@ def _augmented(dataset: Dataset, recipe: Recipe) -> Iterator[Tensor]:
             dataset.mean,
             dataset.std,
             generator,
-            padding=recipe.padding,
-            flip=recipe.flip,
-            autoaugment=recipe.autoaugment,
-            cutout=recipe.cutout,
+            **recipe.augmentation,
         )

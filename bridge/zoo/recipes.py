@@ -102,6 +102,11 @@ class Recipe:
             self._check("relu_epochs", self.relu_epochs == 0, "0 where there are spiking_steps")
             self._check("batch_size", self.batch_size >= self.spiking_steps, "at least spiking_steps")
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What `bridge.zoo.augment.standard` takes of it, by name."""
+        return {name: getattr(self, name) for name in ("padding", "flip", "autoaugment", "cutout")}
+
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:
             raise InputError(f"recipe: {name} must be {expected}, got {getattr(self, name)!r}")

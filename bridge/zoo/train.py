@@ -531,10 +531,7 @@ class _Training:
             plan.dataset.mean,
             plan.dataset.std,
             generator,
-            padding=recipe.padding,
-            flip=recipe.flip,
-            autoaugment=recipe.autoaugment,
-            cutout=recipe.cutout,
+            **recipe.augmentation,
         ).contiguous(memory_format=torch.channels_last)
         y = self.y[chosen]
         spiking = self.spiking if at.batch % 2 else None
