@@ -93,9 +93,10 @@ class Subject:
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
         return self.data.normalise(train[drawn])
 
-    def in_8_bits(self, network: SpikingNetwork, seed: int) -> SpikingNetwork:
+    def in_8_bits(self, network: SpikingNetwork, seed: int, **options: int) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
-        return network.quantize(8, calibration=self.training_images(seed)[:FEWER], normalisation=(mean, std))
+        few = self.training_images(seed)[:FEWER]
+        return network.quantize(8, calibration=few, normalisation=(mean, std), **options)
 
     def right(self, network: SpikingNetwork, steps: int, images: int | None = None) -> list[float]:
         """Accuracy after 1…T steps, on all test images or the first of them."""
@@ -143,7 +144,7 @@ def measured(subject: Subject, steps: Sequence[int], compared: Sequence[int], kn
         elif scheme == CALIBRATED:
             share = subject.right(fitted[t, seed], t, images)[-1]
         elif scheme == CALIBRATED_8:
-            share = subject.right(subject.in_8_bits(fitted[t, seed], seed), t)[-1]
+            share = subject.right(subject.in_8_bits(fitted[t, seed], seed, steps=t), t)[-1]
         elif scheme == FTBC:
             biased = subject.network.time_biased(subject.training_images(seed)[:FEWER], t)
             share = subject.compared(lambda x, biased=biased: torch.from_numpy(biased.simulate(x)[-1]))

@@ -73,6 +73,7 @@ def convert(
     """Convert a network and write it as NIR."""
     with _bad_input():
         from bridge.errors import InputError
+        from bridge.network import RATE_STEPS
 
         example = None if images is None else _images(images)
         network = _network(source, example)
@@ -81,7 +82,8 @@ def convert(
         if example is not None and calibrate is not None:
             network = network.calibrate(example, calibrate)
         if example is not None and weight_bits is not None:
-            network = network.quantize(weight_bits, calibration=example, scheme=scheme)
+            steps = calibrate or RATE_STEPS
+            network = network.quantize(weight_bits, calibration=example, scheme=scheme, steps=steps)
         network.save(out)
     Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)
 

@@ -64,6 +64,8 @@ LAYERWISE = 512
 """Images that it fits layers to one by one, at most: more do not help where a channel has so few numbers."""
 EMPHASES = (0.0, 0.3, 1.0)
 """Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
+RATE_STEPS = 16
+"""T that `SpikingNetwork.quantize` takes firing rates over."""
 MEASURED_STEPS = 8
 """T of what `SpikingNetwork.to_nir` measures."""
 BATCH = 64
@@ -233,6 +235,7 @@ class SpikingNetwork:
         scheme: str = "per_channel",
         *,
         normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+        steps: int = RATE_STEPS,
     ) -> SpikingNetwork:
         """The network in whole numbers, as Loihi computes it: all backends run it bit for bit alike.
 
@@ -248,6 +251,8 @@ class SpikingNetwork:
             normalisation: mean and std, one a channel, if the ANN's input is made from pixels by
                 ``(p / 255 − mean) / std``. By default it is found from the calibration images: exactly, if they are
                 8-bit images that include black, else as 255 steps between the smallest and the largest value.
+            steps: T that firing rates are taken over. At few steps they are not those of many: if you mean to run few,
+                as after `calibrate`, give the same T.
 
         Raises:
             InputError: an argument is not as above, or the network is in whole numbers already.
@@ -261,7 +266,7 @@ class SpikingNetwork:
             raise InputError(f'scheme: expected "per_channel" or "per_layer", got {scheme!r}')
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
-        x = self._images(calibration, "calibration")
+        x, steps = self._images(calibration, "calibration"), _whole(steps, "steps")
         grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
         batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
         graph = quantize(
@@ -269,6 +274,7 @@ class SpikingNetwork:
             progress(batches, "calibrating"),
             int(weight_bits),
             per_channel=scheme == "per_channel",
+            steps=steps,
         )
         return SpikingNetwork(to_float32(graph), ann_on_pixels(self.ann, grid) if self.ann else None, grid)
 

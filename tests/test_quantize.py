@@ -229,7 +229,7 @@ def test_the_scale_is_the_one_of_least_error():
     )
     pixels = torch.from_numpy(rng.integers(0, 256, (30, 40)).astype(np.float32))
     graph, _, (group,) = tied(graph)
-    statistics = _statistics(graph, [pixels])
+    statistics = _statistics(graph, [pixels], 16)
     plan = _Plan(graph, group, True, statistics)
     plan.members = [_Member(group.weighted[0], 1, np.ones(40), statistics["in"], 4)]
     plan.choose()
@@ -342,6 +342,25 @@ def test_affine_layers_in_a_row_use_up_the_range():
         bridge.convert(model, x).quantize(8, calibration=x)
 
 
+@pytest.mark.parametrize("steps", [1, 16])
+def test_drives_are_right_on_average_at_the_steps_that_it_is_for(steps):
+    """What 4 bits shift a layer's mean drive by is taken back, at the rates at T, up to the rounding of its bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 1000), QCFS(8, 1.0), nn.Linear(1000, 20), QCFS(8, 1.0), nn.Linear(20, 4))
+    images = networks.dyadic_images(64, (6,))
+    network = bridge.convert(model.eval(), images)
+    whole = network.quantize(4, calibration=images, steps=steps).graph
+    hearing = [layer for layer in network.graph if isinstance(layer, Linear)][1]
+    (neurons,) = whole.consumers(hearing.name)
+    scale, off = neurons.threshold, {}
+    for t in (1, 16):
+        rates = network.run(images, t).spikes(hearing.inputs[0]).mean(axis=(0, 1))
+        whole_drive = rates @ whole[hearing.name].weight.T + whole[hearing.name].bias
+        off[t] = np.abs(whole_drive - scale * (rates @ hearing.weight.T + hearing.bias)).max()
+    assert off[steps] < 0.51
+    assert off[17 - steps] > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -349,6 +368,7 @@ def test_affine_layers_in_a_row_use_up_the_range():
         ({"weight_bits": 8.0}, "weight_bits"),
         ({"weight_bits": True}, "weight_bits"),
         ({"scheme": "per-channel"}, 'scheme: expected "per_channel" or "per_layer"'),
+        ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
         ({"calibration": None}, "needs calibration images"),
         ({"calibration": torch.zeros(0, 6)}, "calibration: expected at least one image"),
         ({"calibration": torch.full((2, 6), torch.nan)}, "calibration: holds 12 values"),

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,11 +22,12 @@ import bridge
 from bridge.errors import BridgeError, InputError
 from bridge.zoo import models
 from bridge.zoo import train as training
+from bridge.zoo.augment import standard
 from bridge.zoo.data import Dataset, Images
 from bridge.zoo.models import load_weights
 from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
 from bridge.zoo.spiking_steps import SpikingSteps
-from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, train
+from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, derived, train
 
 TINY = Recipe(
     epochs=4,
@@ -305,7 +307,7 @@ def test_thresholds_have_a_decay_of_their_own(tmp_path):
     assert decayed < 0.95 * spared
 
 
-FINE = replace(TINY, epochs=2, relu_epochs=0, spiking_steps=3)
+FINE = replace(TINY, epochs=2, relu_epochs=0, spiking_steps=3, distillation=0.5)
 
 
 def test_spiking_steps_can_be_resumed_and_leave_batch_norm_its_statistics(tmp_path, monkeypatch):
@@ -335,6 +337,37 @@ def test_which_steps_spike(tmp_path, monkeypatch):
         assert torch.allclose(value, compiled.model.state_dict()[name], rtol=0.05, atol=0.02), name
     with pytest.raises(InputError, match="spiking_steps is for fine-tuning: give initial"):
         small_train(tmp_path / "none", FINE)
+
+
+def test_distillation_is_from_the_network_that_the_run_began_with(tmp_path):
+    """At a rate that changes nothing, the loss is that of the first network under training against itself."""
+    first = small_train(tmp_path / "first")
+    batches = []
+
+    def keep(*arguments, **options):
+        batches.append(standard(*arguments, **options))
+        return batches[-1]
+
+    still = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-12, distillation=0.75)
+    found = small_train(tmp_path / "second", still, initial=first.weights, augment=keep)
+    labels = patterns().train.y[torch.randperm(170, generator=torch.Generator().manual_seed(derived(0, "order", 0)))]
+    student = load_weights(first.weights)
+    expected = []
+    for batch, (x, y) in enumerate(zip(batches, labels.split(TINY.batch_size)[:STEPS], strict=True)):
+        with torch.no_grad():
+            taught = first.model.eval()(x).double().numpy()
+            torch.manual_seed(derived(0, "step", 0, batch, 0))  # dropout's
+            logits = student.train()(x).double().numpy()
+        losses = []
+        for of_student, of_teacher, label in zip(logits, taught, y, strict=True):
+            chances = np.exp(of_student) / np.exp(of_student).sum()
+            soft, teacher = (np.exp(scores / 4) / np.exp(scores / 4).sum() for scores in (of_student, of_teacher))
+            divergence = sum(t * np.log(t / s) for t, s in zip(teacher, soft, strict=True))
+            losses.append(0.25 * -np.log(chances[label]) + 0.75 * 4**2 * divergence)
+        expected.append(np.mean(losses))
+    assert found.metrics[0]["loss"] == pytest.approx(np.mean(expected), rel=1e-4)
+    with pytest.raises(InputError, match="distillation is from an earlier run's network: give initial"):
+        small_train(tmp_path / "none", still)
 
 
 def test_it_can_begin_with_given_weights(tmp_path):
@@ -483,6 +516,7 @@ def test_changes_to_a_recipe():
         ("short", "relu_epochs=40", "relu_epochs must be at least 0 and below epochs, got 40"),
         ("short", "learning_rate=nan", "learning_rate must be positive, got nan"),
         ("short", "cutout=-1", "cutout must be at least 0"),
+        ("short", "distillation=1.5", "distillation must be from 0 to 1, got 1.5"),
     ],
 )
 def test_a_bad_recipe(name, change, message):

@@ -32,7 +32,8 @@ def test_a_fraction_of_an_epoch(name, tmp_path):
     planned = TRAININGS[name]
     stages = tuple(replace(recipe, epochs=1, batch_size=8, precision="float32") for recipe in planned.stages)
     result = run(replace(planned, stages=stages), noise(), tmp_path)
-    wanted = ["mean.safetensors"] * planned.averaged + [f"stage{k + 1}" for k in range(len(stages))]
+    means = [f"mean{k}.safetensors" for k in range(2, len(stages)) if planned.averaged]
+    wanted = [*means, *(f"stage{k + 1}" for k in range(len(stages)))]
     assert [folder.name for folder in sorted(tmp_path.iterdir())] == wanted
     again = run(replace(planned, stages=stages), noise(), tmp_path)
     assert again.accuracy == result.accuracy
@@ -49,15 +50,16 @@ def test_the_weights_of_the_package_say_the_same_recipes(name):
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         found = file.metadata()
     assert (found["model"], found["data"], found["seed"]) == (TRAININGS[name].model, TRAININGS[name].data, "0")
-    averaged = False
+    means = []
     while found is not None:
         stages.insert(0, Recipe(**json.loads(found["recipe"])))
         found = json.loads(found.get("initial", "null"))
         if found and "mean_of" in found:
             runs = json.loads(found["mean_of"])
-            averaged, found = len(runs) == len(TRAININGS[name].stages) - 1, runs[-1]
-    assert averaged == TRAININGS[name].averaged
+            means.insert(0, len(runs))
+            found = runs[-1]
     planned = TRAININGS[name].stages
+    assert means == [k for k in range(2, len(planned)) if TRAININGS[name].averaged]
     precise = [replace(recipe, precision=used.precision) for recipe, used in zip(planned, stages, strict=True)]
     assert precise == stages
 

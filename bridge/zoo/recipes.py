@@ -54,6 +54,9 @@ class Recipe:
         spiking_steps: 0, or T: every second step runs the network as spikes at T time steps, with the first 1/T of its
             images (see `bridge.zoo.spiking_steps`). For a few epochs of fine-tuning: batch norm and dropout are as at
             inference throughout, so begin with trained weights.
+        distillation: share of the loss that is not of the labels, but of what the network that the run began with
+            says of the same images (`bridge.distillation`): it teaches more than labels do, and keeps fine-tuning from
+            forgetting.
         label_smoothing: share of a label spread over all classes.
         threshold_weight_decay: of λ. Behind batch norm (γ, β) and before another one, scaling γ, β and λ together
             changes nothing, so decaying all three alike changes nothing either, while sparing λ alone would push the
@@ -80,6 +83,7 @@ class Recipe:
     autoaugment: bool = True
     cutout: int = 16
     spiking_steps: int = 0
+    distillation: float = 0.0
     label_smoothing: float = 0.0
     threshold_weight_decay: float = 5e-4
     precision: Precision = "float32"
@@ -97,6 +101,7 @@ class Recipe:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("momentum", "label_smoothing"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._check("distillation", 0 <= self.distillation <= 1, "from 0 to 1")
         self._check("relu_epochs", 0 <= self.relu_epochs < self.epochs, "at least 0 and below epochs")
         if self.spiking_steps:
             self._check("relu_epochs", self.relu_epochs == 0, "0 where there are spiking_steps")

@@ -6,6 +6,7 @@ are no generator states to save, and a run that was killed anywhere goes on as i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -33,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bridge.capture.torch_model import at_inference
 from bridge.checkpoints import load_checkpoint
+from bridge.distillation import divergence
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.thresholds import fit_thresholds
@@ -183,6 +185,8 @@ def train(
             )
         if recipe.spiking_steps and initial is None and isinstance(model, str):
             raise InputError("train: spiking_steps is for fine-tuning: give initial, the weights of an earlier run")
+        if recipe.distillation and initial is None:
+            raise InputError("train: distillation is from an earlier run's network: give initial, its weights")
         if initial is not None:
             load_checkpoint(network, initial)
         plan = Plan(
@@ -392,6 +396,12 @@ class _Training:
         device = plan.group.device
         self.x, self.y = plan.images[0].x.to(device), plan.images[0].y.to(device)
         self.spiking = SpikingSteps(model, plan.recipe.spiking_steps) if plan.recipe.spiking_steps else None
+        self.teacher = self._teacher() if plan.recipe.distillation else None
+
+    def _teacher(self) -> Callable[[Tensor], Tensor]:
+        """The network as it is now, for good."""
+        teacher: Any = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return torch.compile(teacher, dynamic=False) if self.plan.compile else teacher
 
     def _new_optimiser(self) -> torch.optim.SGD:
         recipe = self.plan.recipe
@@ -540,8 +550,12 @@ class _Training:
             x, y = x[:few], y[:few]
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = spiking.logits(self.uncompiled, x) if spiking else forward(x)
+            with torch.no_grad():
+                taught = None if self.teacher is None else self.teacher(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if taught is not None:
+            loss = torch.lerp(loss, divergence(logits, taught.float()), recipe.distillation)
         value = loss.item()
         if not math.isfinite(value):
             raise BridgeError(
