@@ -93,6 +93,7 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
     earlier, initial = _earlier(plan.initial, model)
     before = "".join(earlier)
+    averaging = "from bridge.zoo.averaging import average\n" if "average(" in before else ""
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
@@ -114,7 +115,7 @@ network = bridge.convert(load_weights("{WEIGHTS}"), images)  # float32 [B, {shap
 ## Train it again
 
 ```python
-from bridge.zoo.data import dataset
+{averaging}from bridge.zoo.data import dataset
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.train import train
 
@@ -135,7 +136,7 @@ def _began(initial: dict[str, str] | None) -> str:
         return ""
     if "mean_of" in initial:
         runs = [_run(run) for run in json.loads(initial["mean_of"])]
-        return f", beginning with the mean of the weights of {len(runs)} runs, of {' and '.join(runs)}"
+        return f", beginning with the mean of the weights of {len(runs)} runs, of {', '.join(runs[:-1])} and {runs[-1]}"
     if "recipe" in initial:
         return f", beginning with the weights of a run of {_run(initial)}"
     return f", beginning with weights of checksum {initial['crc32']}"
@@ -159,7 +160,7 @@ def _earlier(initial: dict[str, str] | None, model: str) -> tuple[list[str], str
     if "mean_of" in initial:
         runs = [_earlier(run, model) for run in json.loads(initial["mean_of"])]
         files = ", ".join(option.partition("=")[2] for _, option in runs)
-        call = f"from bridge.zoo.averaging import average\n\naverage([{files}], data, '{name}.safetensors')\n"
+        call = f"average([{files}], data, '{name}.safetensors')\n"
         return [*dict.fromkeys(step for steps, _ in runs for step in steps), call], f", initial='{name}.safetensors'"
     if "recipe" not in initial:
         return [f"# {name}: weights of your own\n"], f", initial={name!r}"
