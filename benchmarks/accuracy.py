@@ -26,6 +26,7 @@ import bridge
 from bridge import SpikingNetwork
 from bridge.environment import environment
 from bridge.files import replacing
+from bridge.network import RATE_STEPS
 from bridge.progress import progress
 from bridge.zoo.data import Dataset, dataset
 from bridge.zoo.pretrained import DATA, FOLDER, pretrained
@@ -93,10 +94,10 @@ class Subject:
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
         return self.data.normalise(train[drawn])
 
-    def in_8_bits(self, network: SpikingNetwork, seed: int, **options: int) -> SpikingNetwork:
+    def in_8_bits(self, network: SpikingNetwork, seed: int, steps: int = RATE_STEPS) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
         few = self.training_images(seed)[:FEWER]
-        return network.quantize(8, calibration=few, normalisation=(mean, std), **options)
+        return network.quantize(8, calibration=few, normalisation=(mean, std), steps=steps)
 
     def right(self, network: SpikingNetwork, steps: int, images: int | None = None) -> list[float]:
         """Accuracy after 1…T steps, on all test images or the first of them."""
@@ -144,7 +145,7 @@ def measured(subject: Subject, steps: Sequence[int], compared: Sequence[int], kn
         elif scheme == CALIBRATED:
             share = subject.right(fitted[t, seed], t, images)[-1]
         elif scheme == CALIBRATED_8:
-            share = subject.right(subject.in_8_bits(fitted[t, seed], seed, steps=t), t)[-1]
+            share = subject.right(subject.in_8_bits(fitted[t, seed], seed, t), t)[-1]
         elif scheme == FTBC:
             biased = subject.network.time_biased(subject.training_images(seed)[:FEWER], t)
             share = subject.compared(lambda x, biased=biased: torch.from_numpy(biased.simulate(x)[-1]))
