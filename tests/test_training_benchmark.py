@@ -46,18 +46,12 @@ def test_a_fraction_of_an_epoch(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "resnet20-cifar10"])
 def test_the_weights_of_the_package_say_the_same_recipes(name):
-    stages = []
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         found = file.metadata()
     assert (found["model"], found["data"], found["seed"]) == (TRAININGS[name].model, TRAININGS[name].data, "0")
-    means = []
-    while found is not None:
-        stages.insert(0, Recipe(**json.loads(found["recipe"])))
-        found = json.loads(found.get("initial", "null"))
-        if found and "mean_of" in found:
-            runs = json.loads(found["mean_of"])
-            means.insert(0, len(runs))
-            found = runs[-1]
+    runs = json.loads(found.get("earlier", "[]"))
+    stages = [Recipe(**json.loads(run["recipe"])) for run in [*runs, found] if "mean_of" not in run]
+    means = [len(json.loads(run["mean_of"])) for run in runs if "mean_of" in run]
     planned = TRAININGS[name].stages
     assert means == [k for k in range(2, len(planned)) if TRAININGS[name].averaged]
     precise = [replace(recipe, precision=used.precision) for recipe, used in zip(planned, stages, strict=True)]

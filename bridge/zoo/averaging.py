@@ -20,7 +20,7 @@ from bridge.errors import InputError
 from bridge.zoo.augment import standard
 from bridge.zoo.models import load_weights, save_weights
 from bridge.zoo.recipes import Recipe
-from bridge.zoo.run_files import earlier_run
+from bridge.zoo.run_files import runs_of
 
 if TYPE_CHECKING:
     from bridge.zoo.data import Dataset
@@ -43,9 +43,10 @@ def average(weights: Sequence[str | Path], dataset: Dataset, out: str | Path) ->
         InputError: there are fewer than two files, or they are not of one model; a file cannot be read or written.
     """
     try:
-        runs = [earlier_run(Path(path)) for path in weights]
+        histories = [runs_of(Path(path)) for path in weights]
     except OSError as error:
         raise InputError(f"average: {error.filename}: cannot be read: {error.strerror or error}") from error
+    runs = [history[-1] for history in histories]
     if len(runs) < 2:
         raise InputError(f"average: expected at least two weights files, got {len(runs)}")
     kinds = {(run.get("model"), run.get("classes"), run.get("shape")) for run in runs}
@@ -61,8 +62,10 @@ def average(weights: Sequence[str | Path], dataset: Dataset, out: str | Path) ->
         }
     )
     update_bn(_augmented(dataset, Recipe(**json.loads(runs[-1]["recipe"]))), mean.train())
-    about = {name: runs[0][name] for name in ("model", "classes", "shape", "data")}
-    save_weights(Path(out), mean.eval(), {**about, "recipe": runs[-1]["recipe"], "mean_of": json.dumps(runs)})
+    about = {name: runs[-1][name] for name in ("model", "classes", "shape", "data", "recipe")}
+    earlier = {run["crc32"]: run for history in histories for run in history}  # each once, before those it began
+    about |= {"mean_of": json.dumps([run["crc32"] for run in runs]), "earlier": json.dumps([*earlier.values()])}
+    save_weights(Path(out), mean.eval(), about)
     return Path(out)
 
 

@@ -55,22 +55,28 @@ def damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: not a checkpoint of a run, or damaged ({reason}); start anew with resume=False")
 
 
-def earlier_run(path: Path) -> dict[str, str]:
-    """Of weights that a run begins with: their checksum, and what `weights_metadata` said of them, if it wrote them."""
+def runs_of(path: Path) -> list[dict[str, str]]:
+    """The runs that made the weights in the file at `path`, first to last.
+
+    Each is what `weights_metadata` said of it, with the checksum of its weights, by which later ones name it. Of
+    weights that no run wrote there is a checksum alone.
+    """
     if path.suffix != ".safetensors":
-        return {"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}
+        return [{"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}]
     checksum = 0  # of the tensors: what else is in the file comes in another order each time it is written
     with require_safetensors().safe_open(path, "pt") as file:
         for name in sorted(file.keys()):
             checksum = zlib.crc32(file.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes(), checksum)
-        return {"crc32": f"{checksum:08x}", **(file.metadata() or {})}
+        found = file.metadata() or {}
+    earlier: list[dict[str, str]] = json.loads(found.pop("earlier", "[]"))
+    return [*earlier, {"crc32": f"{checksum:08x}", **found}]
 
 
 def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
     """What makes the network again, and what it is worth."""
-    initial = {} if plan.initial is None else {"initial": json.dumps(plan.initial)}
+    begun = {"initial": plan.earlier[-1]["crc32"], "earlier": json.dumps(plan.earlier)} if plan.earlier else {}
     return {
-        **initial,
+        **begun,
         "model": plan.name,
         "classes": json.dumps(plan.dataset.classes),
         "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
@@ -91,8 +97,7 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     shape = ", ".join(map(str, plan.dataset.train.x.shape[1:]))
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
-    earlier, initial = _earlier(plan.initial, model)
-    before = "".join(earlier)
+    before, initial = _calls(plan.earlier, model)
     averaging = "from bridge.zoo.averaging import average\n" if "average(" in before else ""
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
@@ -100,7 +105,7 @@ Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of t
 was chosen by the test images{held_out}.
 
 Trained for {plan.recipe.epochs} epochs in {minutes:.0f} minutes on {plan.group.size} × {plan.group.device.type}
-({torch.get_num_threads()} threads each) with seed {plan.seed}{_began(plan.initial)};
+({torch.get_num_threads()} threads each) with seed {plan.seed}{_began(plan.earlier)};
 Python {made["python"]}, {packages}; {made["system"]}.
 
 ## Use
@@ -130,21 +135,23 @@ train({model}, data, recipe, "out", seed={plan.seed}{_options(plan)}{initial})
 """
 
 
-def _began(initial: dict[str, str] | None) -> str:
+def _began(earlier: list[dict[str, str]]) -> str:
     """What a run began with, for its card."""
-    if initial is None:
+    if not earlier:
         return ""
-    if "mean_of" in initial:
-        runs = [_run(run) for run in json.loads(initial["mean_of"])]
+    last = earlier[-1]
+    if "mean_of" in last:
+        members = json.loads(last["mean_of"])
+        runs = [_run(run) for run in earlier if run["crc32"] in members]
         return f", beginning with the mean of the weights of {len(runs)} runs, of {', '.join(runs[:-1])} and {runs[-1]}"
-    if "recipe" in initial:
-        return f", beginning with the weights of a run of {_run(initial)}"
-    return f", beginning with weights of checksum {initial['crc32']}"
+    if "recipe" in last:
+        return f", beginning with the weights of a run of {_run(last)}"
+    return f", beginning with weights of checksum {last['crc32']}"
 
 
-def _run(initial: dict[str, str]) -> str:
+def _run(run: dict[str, str]) -> str:
     """How long a run was, and how good its network."""
-    return f"{json.loads(initial['recipe'])['epochs']} epochs ({float(initial['accuracy']):.2%})"
+    return f"{json.loads(run['recipe'])['epochs']} epochs ({float(run['accuracy']):.2%})"
 
 
 def _options(plan: Plan) -> str:
@@ -152,20 +159,22 @@ def _options(plan: Plan) -> str:
     return (f", held_out={plan.held_out}" if plan.held_out else "") + f", compile={plan.compile}"
 
 
-def _earlier(initial: dict[str, str] | None, model: str) -> tuple[list[str], str]:
-    """The calls that make the weights a run began with, first to last, and the option that gives it them."""
-    if initial is None:
-        return [], ""
-    name = f"out-{initial['crc32']}"
-    if "mean_of" in initial:
-        runs = [_earlier(run, model) for run in json.loads(initial["mean_of"])]
-        files = ", ".join(option.partition("=")[2] for _, option in runs)
-        call = f"average([{files}], data, '{name}.safetensors')\n"
-        return [*dict.fromkeys(step for steps, _ in runs for step in steps), call], f", initial='{name}.safetensors'"
-    if "recipe" not in initial:
-        return [f"# {name}: weights of your own\n"], f", initial={name!r}"
-    steps, option = _earlier(json.loads(initial.get("initial", "null")), model)
-    recipe = Recipe(**json.loads(initial["recipe"]))
-    options = f"seed={initial['seed']}{initial.get('options', '')}{option}"
-    call = f"recipe = {recipe!r}\ntrain({model}, data, recipe, {name!r}, {options})\n"
-    return [*steps, call], f", initial='{name}/{WEIGHTS}'"
+def _calls(earlier: list[dict[str, str]], model: str) -> tuple[str, str]:
+    """The calls that make the weights a run began with, and the option that gives it them."""
+    calls, files = "", {}
+    option = ""
+    for run in earlier:
+        name = f"out-{run['crc32']}"
+        files[run["crc32"]] = f"{name}/{WEIGHTS}"
+        if "mean_of" in run:
+            files[run["crc32"]] = f"{name}.safetensors"
+            calls += f"average({[files[one] for one in json.loads(run['mean_of'])]}, data, '{name}.safetensors')\n"
+        elif "recipe" in run:
+            began = f", initial={files[run['initial']]!r}" if "initial" in run else ""
+            calls += f"recipe = {Recipe(**json.loads(run['recipe']))!r}\n"
+            calls += f"train({model}, data, recipe, {name!r}, seed={run['seed']}{run.get('options', '')}{began})\n"
+        else:
+            files[run["crc32"]] = name
+            calls += f"# {name}: weights of your own\n"
+        option = f", initial={files[run['crc32']]!r}"
+    return calls, option
