@@ -27,57 +27,70 @@ GREY = replace(QCFS_ALONE, flip=False, padding=2)
 
 
 @dataclass(frozen=True)
-class Training:
-    """How one network is trained: each stage begins with the weights of the one before.
+class Stage:
+    """One run of the trainer.
 
     Attributes:
-        model: as `bridge.zoo.models.MODELS` calls it.
-        data: as `bridge.zoo.data.dataset` does.
-        stages: recipes.
-        averaged: each stage begins with the mean of the weights of all before.
+        recipe: of it.
+        begins: numbers, from 1, of the earlier stages whose weights it begins with; of several, with their mean.
     """
+
+    recipe: Recipe
+    begins: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained: `model` and `data` as `MODELS` and `bridge.zoo.data.dataset` call them."""
 
     model: str
     data: str
-    stages: tuple[Recipe, ...]
-    averaged: bool = False
+    stages: tuple[Stage, ...]
 
+
+FINE = replace(QCFS_ALONE, schedule="cosine", learning_rate=0.03)
+SPIKING = replace(FINE, distillation=0.9, spiking_steps=4)
+PAPER_4 = replace(PAPER, levels=4, precision="auto")
 
 TRAININGS = {
     "digits": Training(
         "digits",
         "digits",
-        (replace(QCFS_ALONE, epochs=60, batch_size=64, flip=False, padding=1, precision="float32"),),
+        (Stage(replace(QCFS_ALONE, epochs=60, batch_size=64, flip=False, padding=1, precision="float32")),),
     ),
     "mnist": Training(
-        "mnist", "mnist", (replace(GREY, epochs=10), replace(GREY, epochs=1, learning_rate=0.02, spiking_steps=4))
+        "mnist",
+        "mnist",
+        (
+            Stage(replace(GREY, epochs=10)),
+            Stage(replace(GREY, epochs=1, learning_rate=0.02, spiking_steps=4), begins=(1,)),
+        ),
     ),
     "resnet20-cifar10": Training(
         "resnet20",
         "cifar10",
         (
-            replace(QCFS_ALONE, epochs=54),
-            replace(QCFS_ALONE, epochs=18, schedule="cosine", learning_rate=0.03),
-            replace(QCFS_ALONE, epochs=12, schedule="cosine", learning_rate=0.03, distillation=0.9),
-            replace(QCFS_ALONE, epochs=4, schedule="cosine", learning_rate=0.007, distillation=0.9, spiking_steps=4),
-            replace(QCFS_ALONE, epochs=8, schedule="cosine", learning_rate=0.01, distillation=0.9, spiking_steps=4),
+            Stage(replace(QCFS_ALONE, epochs=54)),
+            Stage(replace(FINE, epochs=18), begins=(1,)),
+            Stage(replace(FINE, epochs=12, distillation=0.9), begins=(1, 2)),
+            Stage(replace(SPIKING, epochs=4, learning_rate=0.007), begins=(1, 2, 3)),
+            Stage(replace(SPIKING, epochs=8, learning_rate=0.01), begins=(1, 2, 3, 4)),
         ),
-        averaged=True,
     ),
-    "vgg16-cifar10": Training("vgg16", "cifar10", (replace(PAPER, levels=4, precision="auto"),)),
-    "resnet18-cifar10": Training("resnet18", "cifar10", (replace(PAPER, levels=4, precision="auto"),)),
+    "vgg16-cifar10": Training("vgg16", "cifar10", (Stage(PAPER_4),)),
+    "resnet18-cifar10": Training("resnet18", "cifar10", (Stage(PAPER_4),)),
 }
 
 
 def run(training: Training, data: Dataset, out: Path, **options: Any) -> Result:
     """Train through all stages, in folders of `out`; `options` are of `bridge.zoo.train.train`. Returns the last."""
     results: list[Result] = []
-    for number, recipe in enumerate(training.stages, start=1):
-        earlier = [result.weights for result in results]
-        initial = earlier[-1] if earlier else None
-        if training.averaged and len(earlier) > 1:
-            initial = average(earlier, data, out / f"mean{len(earlier)}.safetensors")
-        results.append(train(training.model, data, recipe, out / f"stage{number}", initial=initial, **options))
+    for number, stage in enumerate(training.stages, start=1):
+        earlier = [results[k - 1].weights for k in stage.begins]
+        initial = earlier[0] if earlier else None
+        if len(earlier) > 1:
+            initial = average(earlier, data, out / f"before{number}.safetensors")
+        results.append(train(training.model, data, stage.recipe, out / f"stage{number}", initial=initial, **options))
     return results[-1]
 
 

@@ -340,8 +340,12 @@ def test_which_steps_spike(tmp_path, monkeypatch):
         small_train(tmp_path / "none", FINE)
 
 
-def test_distillation_is_from_the_network_that_the_run_began_with(tmp_path):
-    """At a rate that changes nothing, the loss is that of the first network under training against itself."""
+@pytest.mark.parametrize("levels", [TINY.levels, 2])
+def test_distillation_is_from_the_network_that_the_run_began_with(levels, tmp_path):
+    """At a rate that changes nothing, the loss is that of the first network under training against itself.
+
+    That has the levels that it was trained with, whatever the recipe's.
+    """
     first = small_train(tmp_path / "first")
     batches = []
 
@@ -349,10 +353,12 @@ def test_distillation_is_from_the_network_that_the_run_began_with(tmp_path):
         batches.append(standard(*arguments, **options))
         return batches[-1]
 
-    still = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-12, distillation=0.75)
+    still = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-12, distillation=0.75, levels=levels)
     found = small_train(tmp_path / "second", still, initial=first.weights, augment=keep)
     labels = patterns().train.y[torch.randperm(170, generator=torch.Generator().manual_seed(derived(0, "order", 0)))]
     student = load_weights(first.weights)
+    for layer in models.activations(student):
+        layer.levels = levels
     expected = []
     for batch, (x, y) in enumerate(zip(batches, labels.split(TINY.batch_size)[:STEPS], strict=True)):
         with torch.no_grad():

@@ -409,8 +409,12 @@ class _Training:
         return self.model if self.mean is None else self.mean.module
 
     def _teacher(self) -> Callable[[Tensor], Tensor]:
-        """The network as it is now, for good."""
+        """The network as it is now, for good, with as many levels as it was trained with."""
         teacher: Any = copy.deepcopy(self.model).eval().requires_grad_(False)
+        trained = self.plan.earlier[-1].get("recipe")
+        if trained is not None:
+            for module in activations(teacher):
+                module.levels = Recipe(**json.loads(trained)).levels
         return torch.compile(teacher, dynamic=False) if self.plan.compile else teacher
 
     def _new_optimiser(self) -> torch.optim.SGD:
