@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bridge
 from bridge.errors import BridgeError, InputError
@@ -377,45 +376,6 @@ def test_distillation_is_from_the_network_that_the_run_began_with(levels, tmp_pa
         small_train(tmp_path / "none", still)
 
 
-MEAN = replace(TINY, epochs=2, relu_epochs=0, schedule="constant", averaging=0.8)
-
-
-def test_averaging_gives_the_mean_of_what_was_learned(tmp_path):
-    """Of parameters, λ and statistics alike, each step's with a share of a fifth; by a loop over saved copies."""
-    model = models.build("digits", 10, (1, 8, 8), 8, 2.0)
-    states = []
-    hook = register_optimizer_step_post_hook(
-        lambda *_: states.append({name: value.double().numpy() for name, value in model.state_dict().items()})
-    )
-    try:
-        result = train(model, patterns(), MEAN, tmp_path, compile=False, device="cpu")
-    finally:
-        hook.remove()
-    assert len(states) == 2 * STEPS
-    for name, found in result.model.state_dict().items():
-        expected = states[0][name]
-        for state in states[1:]:
-            expected = 0.8 * expected + 0.2 * state[name]
-        if found.is_floating_point():
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=name)
-    assert result.model is model  # trained in place
-    data = patterns()
-    with torch.no_grad():
-        right = model(data.normalise(data.test.x)).argmax(1) == data.test.y
-    assert result.metrics[-1]["test_accuracy"] == result.accuracy == int(right.sum()) / 50
-    assert {line["learning_rate"] for line in result.metrics} == {MEAN.learning_rate}
-
-
-@pytest.mark.parametrize("step", [2, STEPS, STEPS + 2])
-def test_averaging_can_be_resumed(step, tmp_path, monkeypatch):
-    whole = small_train(tmp_path / "whole", MEAN)
-    interrupted_at(step, tmp_path / "parts", monkeypatch, recipe=MEAN, checkpoint_minutes=0.0)
-    assert same(small_train(tmp_path / "parts", MEAN).model, whole.model)
-    assert same(small_train(tmp_path / "parts", MEAN).model, whole.model)  # over, and asked for again
-    assert same(load_weights(tmp_path / "parts" / WEIGHTS), whole.model)
-    assert not same(small_train(tmp_path / "last", replace(MEAN, averaging=0.0)).model, whole.model)
-
-
 def test_it_can_begin_with_given_weights(tmp_path):
     first = small_train(tmp_path / "first")
     recipe = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-9, weight_decay=0.0, threshold_weight_decay=0.0)
@@ -562,7 +522,6 @@ def test_changes_to_a_recipe():
         ("short", "relu_epochs=40", "relu_epochs must be at least 0 and below epochs, got 40"),
         ("short", "learning_rate=nan", "learning_rate must be positive, got nan"),
         ("short", "cutout=-1", "cutout must be at least 0"),
-        ("short", "averaging=0.9", "relu_epochs must be 0 where there are spiking_steps or averaging, got 20"),
         ("short", "distillation=1.5", "distillation must be from 0 to 1, got 1.5"),
     ],
 )

@@ -25,7 +25,7 @@ from bridge.progress import progress
 from bridge.simulate.layerwise import layer_by_layer
 from bridge.simulate.ops import affine, evaluate, tensor
 
-FEWEST_STEPS, MOST_STEPS = 200, 400
+FEWEST_STEPS, MOST_STEPS = 200, 800
 """Of Adam; between these, as many as there are images."""
 RATE = 0.005
 """Of Adam for gains and biases, at the start; it falls to 0 in a line. In thresholds, as a bias is."""

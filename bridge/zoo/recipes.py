@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from bridge.errors import InputError
 
-Schedule = Literal["cosine", "one-cycle", "constant"]
+Schedule = Literal["cosine", "one-cycle"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
 WARM_UP = 0.3
@@ -41,8 +41,7 @@ class Recipe:
         momentum: of SGD.
         weight_decay: of all parameters but λ.
         schedule: ``"cosine"``: half a cosine down to 0, changed once an epoch, as in the authors' code;
-            ``"one-cycle"``: up in a line, down in half a cosine, changed every step; ``"constant"``: never changed,
-            which is for `averaging`.
+            ``"one-cycle"``: up in a line, down in half a cosine, changed every step.
         levels: L of every QCFS.
         threshold: λ₀, their λ at the start; without effect after ReLU epochs.
         relu_epochs: 0, QCFS from the start; else so many epochs with ReLU in its place, then λ fitted to training
@@ -58,10 +57,6 @@ class Recipe:
         distillation: share of the loss that is not of the labels, but of what the network that the run began with
             says of the same images (`bridge.distillation`): it teaches more than labels do, and keeps fine-tuning from
             forgetting.
-        averaging: 0, or the share that stays when, after each step, the mean of the weights moves towards them: their
-            exponential moving average, which is then the result in their place. At a constant rate the weights wander
-            around a valley's floor, and their mean lies on it (Izmailov et al., "Averaging weights leads to wider
-            optima and better generalization", UAI 2018).
         label_smoothing: share of a label spread over all classes.
         threshold_weight_decay: of λ. Behind batch norm (γ, β) and before another one, scaling γ, β and λ together
             changes nothing, so decaying all three alike changes nothing either, while sparing λ alone would push the
@@ -89,7 +84,6 @@ class Recipe:
     cutout: int = 16
     spiking_steps: int = 0
     distillation: float = 0.0
-    averaging: float = 0.0
     label_smoothing: float = 0.0
     threshold_weight_decay: float = 5e-4
     precision: Precision = "float32"
@@ -105,13 +99,12 @@ class Recipe:
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
         for name in ("padding", "cutout", "spiking_steps"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("momentum", "averaging", "label_smoothing"):
+        for name in ("momentum", "label_smoothing"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._check("distillation", 0 <= self.distillation <= 1, "from 0 to 1")
         self._check("relu_epochs", 0 <= self.relu_epochs < self.epochs, "at least 0 and below epochs")
-        if self.spiking_steps or self.averaging:
-            self._check("relu_epochs", self.relu_epochs == 0, "0 where there are spiking_steps or averaging")
         if self.spiking_steps:
+            self._check("relu_epochs", self.relu_epochs == 0, "0 where there are spiking_steps")
             self._check("batch_size", self.batch_size >= self.spiking_steps, "at least spiking_steps")
 
     @property
@@ -148,8 +141,6 @@ def learning_rate(recipe: Recipe, epoch: int, done: float) -> float:
         length = recipe.relu_epochs
         if epoch >= recipe.relu_epochs:
             first, length, peak = recipe.relu_epochs, recipe.epochs - recipe.relu_epochs, recipe.fine_tuning_rate
-    if recipe.schedule == "constant":
-        return peak
     if recipe.schedule == "cosine":
         return peak * _half_cosine((epoch - first) / length)
     time = (epoch - first + done) / length

@@ -31,7 +31,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bridge.capture.torch_model import at_inference
 from bridge.checkpoints import load_checkpoint
@@ -398,15 +397,6 @@ class _Training:
         self.x, self.y = plan.images[0].x.to(device), plan.images[0].y.to(device)
         self.spiking = SpikingSteps(model, plan.recipe.spiking_steps) if plan.recipe.spiking_steps else None
         self.teacher = self._teacher() if plan.recipe.distillation else None
-        self.mean = None
-        if plan.recipe.averaging:
-            decay = get_ema_multi_avg_fn(plan.recipe.averaging)
-            self.mean = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
-
-    @property
-    def result(self) -> nn.Module:
-        """The network that the run is for: the one that learns, or the mean of what it was."""
-        return self.model if self.mean is None else self.mean.module
 
     def _teacher(self) -> Callable[[Tensor], Tensor]:
         """The network as it is now, for good, with as many levels as it was trained with."""
@@ -444,8 +434,6 @@ class _Training:
         try:
             self.model.load_state_dict(loaded[0]["model"])
             self.optimiser.load_state_dict(loaded[0]["optimiser"])
-            if self.mean is not None:
-                self.mean.load_state_dict(loaded[0]["mean"])
             self.at = _Position(**loaded[0]["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(plan.out / CHECKPOINT, error) from error
@@ -471,7 +459,7 @@ class _Training:
         finally:
             _rectify(self.model, False)
         if plan.group.size > 1:
-            for buffer in self.result.buffers():  # batch norm's, which each process has of its own images
+            for buffer in self.model.buffers():  # batch norm's, which each process has of its own images
                 dist.broadcast(buffer, 0)
 
     def _check_writable(self) -> None:
@@ -583,8 +571,6 @@ class _Training:
         if self.spiking:
             nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
-        if self.mean is not None:
-            self.mean.update_parameters(self.model)
         at.loss += value
         at.correct += float((logits.detach().argmax(1) == y).float().mean()) * len(chosen)
         return rate
@@ -594,7 +580,7 @@ class _Training:
         plan, over = self.plan, self.at.epoch + 1
         if not plan.group.writes or (over % plan.evaluate_every and over != plan.recipe.epochs):
             return None
-        return accuracy(self.result, plan.images[1], plan.dataset)
+        return accuracy(self.model, plan.images[1], plan.dataset)
 
     def _save(self) -> None:
         if not self.plan.group.writes:
@@ -604,7 +590,6 @@ class _Training:
             "settings": json.dumps(self.plan.settings),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "mean": None if self.mean is None else self.mean.state_dict(),
             "position": vars(self.at),
         }
         with replacing(path) as temporary:
@@ -691,7 +676,6 @@ class _Bar:
 def _finish(plan: Plan, training: _Training) -> Result:
     """The result of a run that is over, its weights and its card written."""
     model = training.model.eval()
-    model.load_state_dict(training.result.state_dict())  # a module that was given is trained in place
     metrics = training.at.metrics
     weights, card = plan.out / WEIGHTS, plan.out / CARD
     measured = [metrics[-1][plan.watched]]
