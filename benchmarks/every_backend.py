@@ -95,7 +95,8 @@ def cell(found: Mapping[str, int] | None) -> str:
     """``0 of 11.3 M``, with ties apart; a backend that disagrees is set in bold."""
     if found is None:
         return "—"
-    ties = f" ({found['ties']} ties)" if found["ties"] else ""
+    count = found["ties"]
+    ties = f" ({count} {'tie' if count == 1 else 'ties'})" if count else ""
     text = f"{found['differing']:,} of {found['spikes'] / 1e6:.3g} M{ties}"
     return text if found["agreed"] else f"**{text}**"
 
