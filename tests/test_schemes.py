@@ -117,7 +117,6 @@ def test_delayed_readout(network):
 def test_the_page(tmp_path, monkeypatch):
     """Measured once, kept, and written as tables whose figures are those of the file."""
     monkeypatch.setattr(accuracy, "IMAGES", 100)  # to calibrate on: accuracy is not what is tested
-    monkeypatch.setattr(accuracy, "SEEDS", 2)
     run = ["digits", "--steps", "1", "2", "--compare", "2", "--out", str(tmp_path / "a.json")]
     accuracy.main([*run, "--page", str(tmp_path / "a.md")])
     first = (tmp_path / "a.json").read_text(encoding="utf-8")
@@ -130,7 +129,7 @@ def test_the_page(tmp_path, monkeypatch):
         data = dataset("digits")
         right = pretrained("digits")(data.normalise(data.test.x)).argmax(dim=1).numpy() == labels
     assert result["ann"] == pytest.approx(right.mean())
-    assert len(of["calibrated", 2, None]) == 2
+    assert len(of["calibrated", 2, None]) == 3
     assert len(of["SRP", 2, 2000]) == 1
     page = (tmp_path / "a.md").read_text(encoding="utf-8")
     plain = " | ".join(f"{100 * of['plain', t, None][0]:.2f}" for t in (1, 2))

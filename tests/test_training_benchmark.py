@@ -58,7 +58,8 @@ def test_the_weights_of_the_package_say_the_same_recipes(name):
         if "mean_of" in one:
             numbers[one["crc32"]] = tuple(numbers[member][0] for member in json.loads(one["mean_of"]))
         else:
-            stages.append(Stage(Recipe(**json.loads(one["recipe"])), numbers[one["initial"]] if stages else ()))
+            begins = numbers[one["initial"]] if "initial" in one else ()
+            stages.append(Stage(Recipe(**json.loads(one["recipe"])), begins))
             numbers[one["crc32"]] = (len(stages),)
     planned = TRAININGS[name].stages
     precise = [

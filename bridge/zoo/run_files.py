@@ -161,20 +161,24 @@ def _options(plan: Plan) -> str:
 
 def _calls(earlier: list[dict[str, str]], model: str) -> tuple[str, str]:
     """The calls that make the weights a run began with, and the option that gives it them."""
-    calls, files = "", {}
-    option = ""
+    calls = ""
+    files: dict[str, str] = {}  # where each run's weights are, by their checksum
+
+    def option(checksum: str) -> str:
+        return f", initial={files[checksum]!r}"
+
     for run in earlier:
         name = f"out-{run['crc32']}"
-        files[run["crc32"]] = f"{name}/{WEIGHTS}"
         if "mean_of" in run:
-            files[run["crc32"]] = f"{name}.safetensors"
-            calls += f"average({[files[one] for one in json.loads(run['mean_of'])]}, data, '{name}.safetensors')\n"
+            file = f"{name}.safetensors"
+            calls += f"average({[files[one] for one in json.loads(run['mean_of'])]}, data, {file!r})\n"
         elif "recipe" in run:
-            began = f", initial={files[run['initial']]!r}" if "initial" in run else ""
+            file = f"{name}/{WEIGHTS}"
+            options = f"seed={run['seed']}{run.get('options', '')}{option(run['initial']) if 'initial' in run else ''}"
             calls += f"recipe = {Recipe(**json.loads(run['recipe']))!r}\n"
-            calls += f"train({model}, data, recipe, {name!r}, seed={run['seed']}{run.get('options', '')}{began})\n"
+            calls += f"train({model}, data, recipe, {name!r}, {options})\n"
         else:
-            files[run["crc32"]] = name
+            file = name
             calls += f"# {name}: weights of your own\n"
-        option = f", initial={files[run['crc32']]!r}"
-    return calls, option
+        files[run["crc32"]] = file
+    return calls, option(earlier[-1]["crc32"]) if earlier else ""

@@ -403,8 +403,9 @@ class _Training:
         teacher: Any = copy.deepcopy(self.model).eval().requires_grad_(False)
         trained = self.plan.earlier[-1].get("recipe")
         if trained is not None:
+            levels = Recipe(**json.loads(trained)).levels
             for module in activations(teacher):
-                module.levels = Recipe(**json.loads(trained)).levels
+                module.levels = levels
         return torch.compile(teacher, dynamic=False) if self.plan.compile else teacher
 
     def _new_optimiser(self) -> torch.optim.SGD:
