@@ -18,9 +18,17 @@ def environment() -> dict[str, Any]:
     command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else []
     return {
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "command": command,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str:
+    """The version installed; there need be none, for a checkout also runs from where it lies."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
