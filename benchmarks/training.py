@@ -1,10 +1,11 @@
 """Train the networks that come with the package, and the larger ones of the paper, each by its own recipe.
 
-    python benchmarks/training.py resnet20-cifar10 --folder cifar-10-batches-bin --out trained     # 6 hours on 2 cores
+    python benchmarks/training.py resnet20-cifar10 --folder cifar-10-batches-bin --out trained    # 15 minutes on a GPU
     torchrun --nproc-per-node 4 benchmarks/training.py vgg16-cifar10 --folder cifar-10-batches-bin --out trained
 
 A run that was killed goes on when it is called again. With the package's seed, 0, the same torch and as many threads,
-the networks that come with the package come out again.
+the two small networks that come with the package come out again; the ResNet-20 was trained on a GPU, where sums come in
+any order, so another run gives another network, as good within a few tenths of a point.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bridge.zoo.averaging import average
 from bridge.zoo.data import Dataset, dataset
 from bridge.zoo.recipes import PAPER, SHORT, Recipe
 from bridge.zoo.train import Result, train
@@ -27,71 +27,53 @@ GREY = replace(QCFS_ALONE, flip=False, padding=2)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One run of the trainer.
+class Training:
+    """How one network is trained.
 
     Attributes:
-        recipe: of it.
-        begins: numbers, from 1, of the earlier stages whose weights it begins with; of several, with their mean.
+        model: as `MODELS` calls it.
+        data: as `bridge.zoo.data.dataset` calls it.
+        stages: runs, each of which begins with the weights of the one before.
     """
-
-    recipe: Recipe
-    begins: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How one network is trained: `model` and `data` as `MODELS` and `bridge.zoo.data.dataset` call them."""
 
     model: str
     data: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Recipe, ...]
 
 
-FINE = replace(QCFS_ALONE, schedule="cosine", learning_rate=0.03)
-SPIKING = replace(FINE, distillation=0.9, spiking_steps=4)
 PAPER_4 = replace(PAPER, levels=4, precision="auto")
 
 TRAININGS = {
     "digits": Training(
         "digits",
         "digits",
-        (Stage(replace(QCFS_ALONE, epochs=60, batch_size=64, flip=False, padding=1, precision="float32")),),
+        (replace(QCFS_ALONE, epochs=60, batch_size=64, flip=False, padding=1, precision="float32"),),
     ),
     "mnist": Training(
         "mnist",
         "mnist",
-        (
-            Stage(replace(GREY, epochs=10)),
-            Stage(replace(GREY, epochs=1, learning_rate=0.02, spiking_steps=4), begins=(1,)),
-        ),
+        (replace(GREY, epochs=10), replace(GREY, epochs=1, learning_rate=0.02, spiking_steps=4)),
     ),
     "resnet20-cifar10": Training(
         "resnet20",
         "cifar10",
         (
-            Stage(replace(QCFS_ALONE, epochs=54)),
-            Stage(replace(FINE, epochs=18), begins=(1,)),
-            Stage(replace(FINE, epochs=12, distillation=0.9), begins=(1, 2)),
-            Stage(replace(SPIKING, epochs=4, learning_rate=0.007), begins=(1, 2, 3)),
-            Stage(replace(SPIKING, epochs=8, learning_rate=0.01), begins=(1, 2, 3, 4)),
+            replace(QCFS_ALONE, epochs=150, schedule="cosine", cutout=8),
+            replace(QCFS_ALONE, epochs=24, schedule="cosine", learning_rate=0.03, spiking_steps=4, distillation=0.9),
         ),
     ),
-    "vgg16-cifar10": Training("vgg16", "cifar10", (Stage(PAPER_4),)),
-    "resnet18-cifar10": Training("resnet18", "cifar10", (Stage(PAPER_4),)),
+    "vgg16-cifar10": Training("vgg16", "cifar10", (PAPER_4,)),
+    "resnet18-cifar10": Training("resnet18", "cifar10", (PAPER_4,)),
 }
 
 
 def run(training: Training, data: Dataset, out: Path, **options: Any) -> Result:
     """Train through all stages, in folders of `out`; `options` are of `bridge.zoo.train.train`. Returns the last."""
-    results: list[Result] = []
-    for number, stage in enumerate(training.stages, start=1):
-        earlier = [results[k - 1].weights for k in stage.begins]
-        initial = earlier[0] if earlier else None
-        if len(earlier) > 1:
-            initial = average(earlier, data, out / f"before{number}.safetensors")
-        results.append(train(training.model, data, stage.recipe, out / f"stage{number}", initial=initial, **options))
-    return results[-1]
+    first, *others = training.stages
+    result = train(training.model, data, first, out / "stage1", **options)
+    for number, recipe in enumerate(others, start=2):
+        result = train(training.model, data, recipe, out / f"stage{number}", initial=result.weights, **options)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

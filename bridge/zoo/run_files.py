@@ -56,10 +56,10 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 
 def runs_of(path: Path) -> list[dict[str, str]]:
-    """The runs that made the weights in the file at `path`, first to last.
+    """The runs that made the weights in the file at `path`, each of which began with the weights of the one before.
 
-    Each is what `weights_metadata` said of it, with the checksum of its weights, by which later ones name it. Of
-    weights that no run wrote there is a checksum alone.
+    Each is what `weights_metadata` said of it, with the checksum of its weights. Of weights that no run wrote there is
+    a checksum alone.
     """
     if path.suffix != ".safetensors":
         return [{"crc32": f"{zlib.crc32(path.read_bytes()):08x}"}]
@@ -74,9 +74,8 @@ def runs_of(path: Path) -> list[dict[str, str]]:
 
 def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
     """What makes the network again, and what it is worth."""
-    begun = {"initial": plan.earlier[-1]["crc32"], "earlier": json.dumps(plan.earlier)} if plan.earlier else {}
     return {
-        **begun,
+        **({"earlier": json.dumps(plan.earlier)} if plan.earlier else {}),
         "model": plan.name,
         "classes": json.dumps(plan.dataset.classes),
         "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
@@ -98,7 +97,6 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
     before, initial = _calls(plan.earlier, model)
-    averaging = "from bridge.zoo.averaging import average\n" if "average(" in before else ""
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
@@ -120,7 +118,7 @@ network = bridge.convert(load_weights("{WEIGHTS}"), images)  # float32 [B, {shap
 ## Train it again
 
 ```python
-{averaging}from bridge.zoo.data import dataset
+from bridge.zoo.data import dataset
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.train import train
 
@@ -140,18 +138,10 @@ def _began(earlier: list[dict[str, str]]) -> str:
     if not earlier:
         return ""
     last = earlier[-1]
-    if "mean_of" in last:
-        members = json.loads(last["mean_of"])
-        runs = [_run(run) for run in earlier if run["crc32"] in members]
-        return f", beginning with the mean of the weights of {len(runs)} runs, of {', '.join(runs[:-1])} and {runs[-1]}"
     if "recipe" in last:
-        return f", beginning with the weights of a run of {_run(last)}"
+        epochs = json.loads(last["recipe"])["epochs"]
+        return f", beginning with the weights of a run of {epochs} epochs ({float(last['accuracy']):.2%})"
     return f", beginning with weights of checksum {last['crc32']}"
-
-
-def _run(run: dict[str, str]) -> str:
-    """How long a run was, and how good its network."""
-    return f"{json.loads(run['recipe'])['epochs']} epochs ({float(run['accuracy']):.2%})"
 
 
 def _options(plan: Plan) -> str:
@@ -161,24 +151,14 @@ def _options(plan: Plan) -> str:
 
 def _calls(earlier: list[dict[str, str]], model: str) -> tuple[str, str]:
     """The calls that make the weights a run began with, and the option that gives it them."""
-    calls = ""
-    files: dict[str, str] = {}  # where each run's weights are, by their checksum
-
-    def option(checksum: str) -> str:
-        return f", initial={files[checksum]!r}"
-
+    calls = initial = ""
     for run in earlier:
         name = f"out-{run['crc32']}"
-        if "mean_of" in run:
-            file = f"{name}.safetensors"
-            calls += f"average({[files[one] for one in json.loads(run['mean_of'])]}, data, {file!r})\n"
-        elif "recipe" in run:
-            file = f"{name}/{WEIGHTS}"
-            options = f"seed={run['seed']}{run.get('options', '')}{option(run['initial']) if 'initial' in run else ''}"
+        if "recipe" in run:
             calls += f"recipe = {Recipe(**json.loads(run['recipe']))!r}\n"
-            calls += f"train({model}, data, recipe, {name!r}, {options})\n"
+            calls += f"train({model}, data, recipe, {name!r}, seed={run['seed']}{run.get('options', '')}{initial})\n"
+            name = f"{name}/{WEIGHTS}"
         else:
-            file = name
             calls += f"# {name}: weights of your own\n"
-        files[run["crc32"]] = file
-    return calls, option(earlier[-1]["crc32"]) if earlier else ""
+        initial = f", initial={name!r}"
+    return calls, initial
