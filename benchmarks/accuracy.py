@@ -38,6 +38,8 @@ SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 1
 """So many draws of calibration images, but fewer beyond T = `LONG`, where they agree anyway."""
 IMAGES, FEWER = 4096, 512
 """Training images to calibrate on; and the first of them, to quantize with and to fit FTBC's biases to."""
+MIRRORED = ("cifar10",)
+"""Data sets whose images are as good mirrored: calibration takes each of them both ways."""
 COMPARED, COMPARED_STEPS = 2000, (2, 4, 8, 16)
 """Test images, the first ones, and T of the comparison with other schemes, which have no fast simulator."""
 AT_ONCE = 100
@@ -63,8 +65,8 @@ Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridg
 spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresholds folded into weights, v(0) half a
 threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain
 neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
-alike. Calibration saw {images:,} training images (of the digits, all 1,347) without their labels, quantization {fewer},
-and the test images nothing was chosen by. Several draws of calibration images: mean (lowest to highest). The weights
+alike. Calibration saw {images:,} training images (of the digits, all 1,347; those of CIFAR-10 mirrored, too) without
+their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration images: mean (lowest to highest). The weights
 are of one training run each.
 
 The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
@@ -93,6 +95,10 @@ class Subject:
         train = self.data.train.x
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
         return self.data.normalise(train[drawn])
+
+    def calibrated(self, seed: int, steps: int) -> SpikingNetwork:
+        x = self.training_images(seed)
+        return self.network.calibrate(torch.cat([x, x.flip(-1)]) if self.data.name in MIRRORED else x, steps)
 
     def in_8_bits(self, network: SpikingNetwork, seed: int, steps: int = RATE_STEPS) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
@@ -135,7 +141,7 @@ def measured(subject: Subject, steps: Sequence[int], compared: Sequence[int], kn
             continue
         scheme, t, seed, images = row["scheme"], row["steps"], row["seed"], row.get("images")
         if scheme in (CALIBRATED, CALIBRATED_8) and (t, seed) not in fitted:
-            fitted[t, seed] = subject.network.calibrate(subject.training_images(seed), t)
+            fitted[t, seed] = subject.calibrated(seed, t)
         if scheme in (PLAIN, PLAIN_8):
             key = f"{scheme} {images}"
             if key not in whole:  # one run gives all T
