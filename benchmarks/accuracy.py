@@ -66,8 +66,8 @@ spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresh
 threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain
 neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
 alike. Calibration saw {images:,} training images (of the digits, all 1,347; those of CIFAR-10 mirrored, too) without
-their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration images: mean (lowest to highest). The weights
-are of one training run each.
+their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration images: mean
+(lowest to highest). The weights are of one training run each.
 
 The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
 mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps and at
