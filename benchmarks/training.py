@@ -5,7 +5,7 @@
 
 A run that was killed goes on when it is called again. With the package's seed, 0, the same torch and as many threads,
 the two small networks that come with the package come out again; the ResNet-20 was trained on a GPU, where sums come in
-any order, so another run gives another network, as good within a few tenths of a point.
+any order, so another run gives another network.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ TRAININGS = {
 
 def run(training: Training, data: Dataset, out: Path, **options: Any) -> Result:
     """Train through all stages, in folders of `out`; `options` are of `bridge.zoo.train.train`. Returns the last."""
-    first, *others = training.stages
-    result = train(training.model, data, first, out / "stage1", **options)
-    for number, recipe in enumerate(others, start=2):
-        result = train(training.model, data, recipe, out / f"stage{number}", initial=result.weights, **options)
+    initial: Path | None = None
+    for number, recipe in enumerate(training.stages, start=1):
+        result = train(training.model, data, recipe, out / f"stage{number}", initial=initial, **options)
+        initial = result.weights
     return result
 
 
