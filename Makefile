@@ -1,6 +1,6 @@
 # On a fresh machine with Python 3.11, `make demo` and `make test` do everything; set-up runs once, then only when
 # pyproject.toml or constraints.txt change.
-.PHONY: setup demo test lint notebooks docs bench doctor clean
+.PHONY: setup demo test test-long lint notebooks docs bench doctor clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -33,8 +33,12 @@ lint: $(READY)
 # Two tests at a time with a thread each are quicker than one with two: most are too small to be shared out. Lava forks,
 # which takes long where a process has grown: its tests get processes of their own.
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not lava"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m lava
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not lava and not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "lava and not long"
+
+# What `make test` leaves out for its length.
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m long
 
 # Runs them from top to bottom; their results, as .ipynb and .html, go to out/notebooks.
 notebooks: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from statistics import mean
 
 import accuracy
@@ -116,7 +117,8 @@ def test_delayed_readout(network):
 
 def test_the_page(tmp_path, monkeypatch):
     """Measured once, kept, and written as tables whose figures are those of the file."""
-    monkeypatch.setattr(accuracy, "IMAGES", 100)  # to calibrate on: accuracy is not what is tested
+    monkeypatch.setattr(accuracy, "IMAGES", 100)  # to calibrate on, and few steps: accuracy is not what is tested
+    monkeypatch.setattr(sys.modules["bridge.passes.refine"], "MOST_STEPS", 5)
     run = ["digits", "--steps", "1", "2", "--compare", "2", "--out", str(tmp_path / "a.json")]
     accuracy.main([*run, "--page", str(tmp_path / "a.md")])
     first = (tmp_path / "a.json").read_text(encoding="utf-8")
@@ -139,6 +141,20 @@ def test_the_page(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps({"digits": result}), encoding="utf-8")
     accuracy.main([*run, "--page", str(tmp_path / "a.md")])
     assert "12.34" in (tmp_path / "a.md").read_text(encoding="utf-8")
+
+
+def test_photographs_are_given_mirrored_too(monkeypatch):
+    given = []
+    monkeypatch.setattr(accuracy, "IMAGES", 3)
+    monkeypatch.setattr(accuracy.SpikingNetwork, "calibrate", lambda self, x, steps: given.append(x.numpy()))
+    subject = accuracy.Subject("digits", dataset("digits"))
+    subject.calibrated(1, 4)
+    monkeypatch.setattr(accuracy, "MIRRORED", ("digits",))
+    subject.calibrated(1, 4)
+    plain, both = given
+    assert plain.shape == (3, 1, 8, 8)
+    assert np.array_equal(both[:3], plain)
+    assert np.array_equal(both[3:], plain[..., ::-1])
 
 
 @pytest.mark.parametrize("name", DATA)

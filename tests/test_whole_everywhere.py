@@ -19,7 +19,7 @@ from bridge.zoo import resnet20
 from exporters.lava import LavaFixed
 
 STEPS = 16
-BACKENDS = [
+OTHERS = [
     "spikingjelly",
     "snntorch",
     "slayer",
@@ -29,8 +29,9 @@ BACKENDS = [
     "rockpool",
     "sinabs",
     "spyx",
-    *(pytest.param(n, marks=pytest.mark.lava) for n in ("lava", "lava-fixed")),
+    pytest.param("lava-fixed", marks=pytest.mark.lava),
 ]
+BACKENDS = [*OTHERS, pytest.param("lava", marks=pytest.mark.lava)]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]
 
 
@@ -85,12 +86,22 @@ def assert_equal(record: SpikeRecord, expected: Expected, steps: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*OTHERS, pytest.param("lava", marks=[pytest.mark.lava, pytest.mark.long])])
 def test_digits_on_the_whole_test_split(name):
     """16 steps are also 1…15: a step knows nothing of those to come."""
     network = digits.quantized(8, "per_layer")
     x, _ = digits.test_images()
     assert_equal(run(name, network, network.pixels(x), STEPS), digits_expected("per_layer"), STEPS)
+
+
+@pytest.mark.lava
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "steps"), [(450, 2), (50, STEPS)])
+def test_lavas_own_convolution_on_digits(images, steps):
+    """It takes 16 ms a step: all images at few steps, or few at all of them."""
+    network = digits.quantized(8, "per_layer")
+    x, _ = digits.test_images()
+    assert_equal(run("lava", network, network.pixels(x[:images]), steps), digits_expected("per_layer"), steps)
 
 
 def test_the_reference_on_the_whole_test_split():
@@ -132,18 +143,19 @@ def test_lavas_own_processes_on_digits(backend):
 
 @pytest.mark.lava
 @pytest.mark.slow
-def test_a_stream_of_100_digits_equals_100_runs():
+@pytest.mark.parametrize("alone", [range(0, 100, 9), pytest.param(range(100), marks=pytest.mark.long)], ids=len)
+def test_a_stream_of_100_digits_equals_runs_of_one(alone):
     require("lava-fixed")
     network = digits.quantized(8, "per_channel")
     images = network.pixels(digits.test_images()[0][:100]).numpy()
     backend = LavaFixed(lanes=1)
     native = backend.export(network.to_nir())
     stream = backend.run(native, images, 4)
-    alone = SpikeRecord.concatenate([backend.run(native, images[at : at + 1], 4) for at in range(len(images))])
-    for layer in network.layers:
-        assert np.array_equal(stream.packed[layer], alone.packed[layer]), layer
-    assert np.array_equal(stream.readout, alone.readout)
     assert_equal(stream, digits_expected("per_channel"), 4)
+    runs = SpikeRecord.concatenate([backend.run(native, images[at : at + 1], 4) for at in alone])
+    for layer in network.layers:
+        assert np.array_equal(stream.spikes(layer)[:, alone], runs.spikes(layer)), layer
+    assert np.array_equal(stream.readout[:, alone], runs.readout)
 
 
 @pytest.mark.slow
