@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridge.distillation import divergence
-from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import Affine, Conv2d, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.memory_format import while_learning
 from bridge.passes.calibrate import feeding
 from bridge.progress import progress
 from bridge.simulate.layerwise import layer_by_layer
@@ -138,6 +139,8 @@ def refine(
     count = min(max(FEWEST_STEPS, len(x)), MOST_STEPS)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, count)
     batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=_memory_format(graph))
     for _ in progress(range(count), f"fitting all layers together, T = {steps}"):
         some = next(batches)
         output = layer_by_layer(graph, x[some], steps, fire, compute=compute).mean(dim=0)
@@ -171,6 +174,12 @@ def _adjustable(graph: LayerGraph, kinds: tuple[str, ...]) -> dict[str, _Adjusta
             else:
                 found[one.name] = _Adjustable(one, gain, None, None)
     return found
+
+
+def _memory_format(graph: LayerGraph) -> torch.memory_format:
+    """What its images have while it learns."""
+    convolutions = (layer for layer in graph if isinstance(layer, Conv2d))
+    return while_learning((one.weight.shape[2:], one.stride, one.weight.shape[1] * one.groups) for one in convolutions)
 
 
 def _batches(images: int, size: int) -> Iterator[Tensor]:

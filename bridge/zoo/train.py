@@ -37,6 +37,7 @@ from bridge.checkpoints import load_checkpoint
 from bridge.distillation import divergence
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
+from bridge.memory_format import while_learning
 from bridge.thresholds import fit_thresholds
 from bridge.zoo.models import activations, build, require_safetensors, save_weights
 from bridge.zoo.processes import Group, processes
@@ -228,7 +229,7 @@ def _network(
         raise InputError(f"train: {name} has no QCFS: call bridge.replace_activations(model, levels=...) first")
     if found != {recipe.levels}:
         raise InputError(f"train: {name} has L = {sorted(found)}, the recipe L = {recipe.levels}: make them equal")
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=_memory_format(network))  # type: ignore[call-overload]
     try:
         with at_inference(network), torch.no_grad():
             out = network(dataset.normalise(dataset.train.x[:2]).to(device))
@@ -240,6 +241,15 @@ def _network(
             f"{len(dataset.classes)} classes"
         )
     return network, name
+
+
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    """What its images and weights have while it learns."""
+    return while_learning(
+        (module.kernel_size, module.stride, module.in_channels)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    )
 
 
 def _standard_augmentation() -> Augment:
@@ -390,6 +400,7 @@ class _Training:
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.plan, self.model = plan, model
+        self.memory_format = _memory_format(model)
         self.at = _Position()
         self.optimiser = self._new_optimiser()
         self.saved = "there is none yet"
@@ -547,7 +558,7 @@ class _Training:
             plan.dataset.std,
             generator,
             **recipe.augmentation,
-        ).contiguous(memory_format=torch.channels_last)
+        ).contiguous(memory_format=self.memory_format)
         y = self.y[chosen]
         spiking = self.spiking if at.batch % 2 else None
         if spiking:
