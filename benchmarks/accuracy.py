@@ -38,8 +38,8 @@ SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 1
 """So many draws of calibration images, but fewer beyond T = `LONG`, where they agree anyway."""
 IMAGES, FEWER = 4096, 512
 """Training images to calibrate on; and the first of them, to quantize with and to fit FTBC's biases to."""
-MIRRORED = ("cifar10",)
-"""Data sets whose images are as good mirrored: calibration takes each of them both ways."""
+PHOTOGRAPHS, MORE = ("cifar10",), 16384
+"""Data sets of photographs: calibration takes so many, and each mirrored, too, which is as good a photograph."""
 COMPARED, COMPARED_STEPS = 2000, (2, 4, 8, 16)
 """Test images, the first ones, and T of the comparison with other schemes, which have no fast simulator."""
 AT_ONCE = 100
@@ -65,9 +65,9 @@ Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridg
 spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresholds folded into weights, v(0) half a
 threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain
 neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
-alike. Calibration saw {images:,} training images (of the digits, all 1,347; those of CIFAR-10 mirrored, too) without
-their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration images: mean
-(lowest to highest). The weights are of one training run each.
+alike. Calibration saw {images:,} training images (of the digits, all 1,347; of CIFAR-10 {more:,}, each mirrored,
+too) without their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration
+images: mean (lowest to highest). The weights are of one training run each.
 
 The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
 mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps and at
@@ -91,14 +91,14 @@ class Subject:
         return bridge.convert(self.model, self.x[:1])
 
     def training_images(self, seed: int) -> Tensor:
-        """`IMAGES` of them, drawn by `seed`, as the ANN takes them."""
-        train = self.data.train.x
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        """`IMAGES` of them, or `MORE` photographs, drawn by `seed`, as the ANN takes them."""
+        train, count = self.data.train.x, MORE if self.data.name in PHOTOGRAPHS else IMAGES
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
         return self.data.normalise(train[drawn])
 
     def calibrated(self, seed: int, steps: int) -> SpikingNetwork:
         x = self.training_images(seed)
-        return self.network.calibrate(torch.cat([x, x.flip(-1)]) if self.data.name in MIRRORED else x, steps)
+        return self.network.calibrate(torch.cat([x, x.flip(-1)]) if self.data.name in PHOTOGRAPHS else x, steps)
 
     def in_8_bits(self, network: SpikingNetwork, seed: int, steps: int = RATE_STEPS) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
@@ -219,7 +219,7 @@ def tables(name: str, result: dict[str, Any]) -> list[str]:
 
 def page(results: dict[str, Any]) -> str:
     """docs/accuracy.md."""
-    text = HEAD.format(images=IMAGES, fewer=FEWER).splitlines()
+    text = HEAD.format(images=IMAGES, more=MORE, fewer=FEWER).splitlines()
     text.append("")
     for name in DATA:
         if name in results:

@@ -143,18 +143,20 @@ def test_the_page(tmp_path, monkeypatch):
     assert "12.34" in (tmp_path / "a.md").read_text(encoding="utf-8")
 
 
-def test_photographs_are_given_mirrored_too(monkeypatch):
+def test_photographs_are_more_and_given_mirrored_too(monkeypatch):
     given = []
     monkeypatch.setattr(accuracy, "IMAGES", 3)
+    monkeypatch.setattr(accuracy, "MORE", 5)
     monkeypatch.setattr(accuracy.SpikingNetwork, "calibrate", lambda self, x, steps: given.append(x.numpy()))
     subject = accuracy.Subject("digits", dataset("digits"))
     subject.calibrated(1, 4)
-    monkeypatch.setattr(accuracy, "MIRRORED", ("digits",))
+    monkeypatch.setattr(accuracy, "PHOTOGRAPHS", ("digits",))
     subject.calibrated(1, 4)
     plain, both = given
     assert plain.shape == (3, 1, 8, 8)
     assert np.array_equal(both[:3], plain)
-    assert np.array_equal(both[3:], plain[..., ::-1])
+    assert both.shape == (10, 1, 8, 8)
+    assert np.array_equal(both[5:], both[:5, ..., ::-1])
 
 
 @pytest.mark.parametrize("name", DATA)

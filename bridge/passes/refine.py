@@ -22,16 +22,17 @@ from bridge.distillation import divergence
 from bridge.graph import Affine, Conv2d, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.memory_format import while_learning
 from bridge.passes.calibrate import feeding
+from bridge.passes.muon import Muon
 from bridge.progress import progress
 from bridge.simulate.layerwise import layer_by_layer
 from bridge.simulate.ops import affine, evaluate, tensor
 
 FEWEST_STEPS, MOST_STEPS = 200, 800
-"""Of Adam; between these, as many as there are images."""
+"""Between these, as many as there are images."""
 RATE = 0.005
 """Of Adam for gains and biases, at the start; it falls to 0 in a line. In thresholds, as a bias is."""
 WEIGHT_RATE = 2e-3
-"""The same for weights, in root mean squares of their layer's."""
+"""Of Muon for weights, in root mean squares of their layer's; it falls likewise."""
 ROWS = 256
 """Images of one step, times T."""
 
@@ -39,8 +40,8 @@ ROWS = 256
 class _Neurons(torch.autograd.Function):
     """Spikes 0/1 ``[T, ...]`` of neurons of unit threshold that are driven by ``[T, ...]`` and fire at `level`.
 
-    Backwards through all steps, as if each spike rose smoothly from 0, one threshold below the level, to 1, one above:
-    its slope is a triangle of height 1.
+    Backwards through all steps, as if each spike rose evenly from 0, half a threshold below the level, to 1, half one
+    above: as the mean of many steps does.
     """
 
     @staticmethod
@@ -58,7 +59,7 @@ class _Neurons(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         above: Tensor = context.saved_tensors[0]
-        slope = (1 - above.abs()).clamp_(min=0)
+        slope = (above.abs() < 0.5).to(above.dtype)
         found = torch.empty_like(slope)
         of_potential = torch.zeros_like(slope[0])  # after the step: a spike lowers it by 1
         for t in reversed(range(len(slope))):
@@ -134,20 +135,24 @@ def refine(
     def fire(layer: IntegrateFire, drive: Tensor) -> Tensor:
         return _fire(drive, torch.from_numpy(layer.level).reshape(1, -1, *[1] * (drive.dim() - 3)))
 
-    groups = [{"params": others, "lr": RATE}, {"params": changes, "lr": WEIGHT_RATE}]
-    optimiser = torch.optim.Adam([group for group in groups if group["params"]])
+    optimisers: list[torch.optim.Optimizer] = []
+    if others:
+        optimisers.append(torch.optim.Adam(others, lr=RATE))
+    if changes:
+        optimisers.append(Muon(changes, lr=WEIGHT_RATE))
     count = min(max(FEWEST_STEPS, len(x)), MOST_STEPS)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, count)
+    schedules = [torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, count) for optimiser in optimisers]
     batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
     if x.dim() == 4:
         x = x.contiguous(memory_format=_memory_format(graph))
     for _ in progress(range(count), f"fitting all layers together, T = {steps}"):
         some = next(batches)
         output = layer_by_layer(graph, x[some], steps, fire, compute=compute).mean(dim=0)
-        optimiser.zero_grad()
+        movable.zero_grad()
         output_error(output, wanted[some]).backward()
-        optimiser.step()
-        schedule.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
     return LayerGraph(tuple(adjustable[layer.name].moved() if layer.name in adjustable else layer for layer in graph))
 
 
