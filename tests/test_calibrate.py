@@ -66,10 +66,10 @@ def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_all_layers_together_the_output_is_nearer_still(steps):
-    x = load_digits()[0][:200]
+    x, network = load_digits()[0][:200], coarse()
     with torch.no_grad():
-        wanted = torch.from_numpy(run_ann(coarse(), x))
-    start = calibrate(coarse().graph, coarse().ann, x, steps)
+        wanted = torch.from_numpy(run_ann(network, x))
+    start = calibrate(network.graph, network.ann, x, steps)
     refined = refine(start, x, wanted, steps)
     images, _ = digits.test_images()
     first, then = (divergence(SpikingNetwork(to_float32(one), coarse().ann), images, steps) for one in (start, refined))
