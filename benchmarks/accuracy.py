@@ -90,19 +90,23 @@ class Subject:
     def network(self) -> SpikingNetwork:
         return bridge.convert(self.model, self.x[:1])
 
-    def training_images(self, seed: int) -> Tensor:
-        """`IMAGES` of them, or `MORE` photographs, drawn by `seed`, as the ANN takes them."""
-        train, count = self.data.train.x, MORE if self.data.name in PHOTOGRAPHS else IMAGES
+    def training_images(self, seed: int, count: int) -> Tensor:
+        """`count` of them, drawn by `seed`, as the ANN takes them; fewer are the first of more."""
+        train = self.data.train.x
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
         return self.data.normalise(train[drawn])
 
     def calibrated(self, seed: int, steps: int) -> SpikingNetwork:
-        x = self.training_images(seed)
-        return self.network.calibrate(torch.cat([x, x.flip(-1)]) if self.data.name in PHOTOGRAPHS else x, steps)
+        if self.data.name in PHOTOGRAPHS:
+            x = self.training_images(seed, MORE)
+            x = torch.cat([x, x.flip(-1)])
+        else:
+            x = self.training_images(seed, IMAGES)
+        return self.network.calibrate(x, steps)
 
     def in_8_bits(self, network: SpikingNetwork, seed: int, steps: int = RATE_STEPS) -> SpikingNetwork:
         mean, std = self.data.mean, self.data.std
-        few = self.training_images(seed)[:FEWER]
+        few = self.training_images(seed, FEWER)
         return network.quantize(8, calibration=few, normalisation=(mean, std), steps=steps)
 
     def right(self, network: SpikingNetwork, steps: int, images: int | None = None) -> list[float]:
@@ -153,7 +157,7 @@ def measured(subject: Subject, steps: Sequence[int], compared: Sequence[int], kn
         elif scheme == CALIBRATED_8:
             share = subject.right(subject.in_8_bits(fitted[t, seed], seed, t), t)[-1]
         elif scheme == FTBC:
-            biased = subject.network.time_biased(subject.training_images(seed)[:FEWER], t)
+            biased = subject.network.time_biased(subject.training_images(seed, FEWER), t)
             share = subject.compared(lambda x, biased=biased: torch.from_numpy(biased.simulate(x)[-1]))
         else:
             share = subject.compared(lambda x, run=COMPARISON[scheme], t=t: run(subject.network, x, t))

@@ -59,11 +59,11 @@ class _Neurons(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         above: Tensor = context.saved_tensors[0]
-        slope = (above.abs() < 0.5).to(above.dtype)
-        found = torch.empty_like(slope)
-        of_potential = torch.zeros_like(slope[0])  # after the step: a spike lowers it by 1
-        for t in reversed(range(len(slope))):
-            of_potential = torch.lerp(of_potential, gradients[0][t], slope[t], out=found[t])
+        near = above.abs() < 0.5
+        found = torch.empty_like(above)
+        of_potential = torch.zeros_like(above[0])  # after the step: a spike lowers it by 1
+        for t in reversed(range(len(near))):
+            of_potential = torch.where(near[t], gradients[0][t], of_potential, out=found[t])
         return found, None
 
 
