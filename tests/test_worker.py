@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 import venv
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,30 @@ def in_a_run(native: RemoteNetwork, x: np.ndarray, steps: int, errors: list[Base
     thread.start()
     assert until(lambda: busy(pid) > before + 20)
     return thread
+
+
+@contextmanager
+def control_c() -> Iterator[None]:
+    """Interrupts this process after half a second and, as a user would, again if nothing comes of it: Python drops an
+    interrupt that arrives while an object is being deleted.
+    """
+    done = threading.Event()
+
+    def interrupt() -> None:
+        seconds = 0.5
+        while not done.wait(seconds):
+            signal.raise_signal(signal.SIGINT)
+            seconds = 10.0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever another test's packages have set
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def mlp() -> tuple[torch.nn.Module, bridge.SpikingNetwork, np.ndarray]:
@@ -199,11 +225,8 @@ def test_killed_interrupted_and_hanging(remote):
     np.testing.assert_array_equal(remote.run(native, x, STEPS).readout, expected)
 
     pid = native.start().process.pid
-    timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with control_c(), pytest.raises(KeyboardInterrupt):
         remote.run(native, x, LONG)
-    timer.join()
     assert not processes(pid)
 
     pid = native.start().process.pid
