@@ -8,10 +8,20 @@ so all simulators must agree with it in every spike.
 
 from __future__ import annotations
 
+from functools import cache
+
+import networks
 import numpy as np
 from torch import nn
 
 from bridge import QCFS
+
+
+@cache
+def spikes_of_network(name: str, images: int, steps: int, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """`spikes_of` one of `networks.ALL` and of so many of `networks.dyadic_images`, which many tests expect."""
+    model, shape = networks.ALL[name]()
+    return spikes_of(model, networks.dyadic_images(images, shape, seed).numpy(), steps)
 
 
 def spikes_of(model: nn.Module, x: np.ndarray, steps: int) -> tuple[list[np.ndarray], np.ndarray]:

@@ -142,7 +142,7 @@ def test_the_neuron_is_the_plain_one_and_every_backend_runs_it():
 @pytest.mark.lava
 def test_lava_runs_it():
     require("lava")
-    assert calibrated(2).validate(digits.test_images()[0][:20], 2, ["lava"]).agreed
+    assert calibrated(2).validate(digits.test_images()[0][:8], 2, ["lava"]).agreed
 
 
 def test_it_can_be_quantized():

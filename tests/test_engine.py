@@ -93,7 +93,7 @@ def test_floats_on_a_grid(name, steps, images, way, threads):
     x = networks.dyadic_images(images, shape)
     network = bridge.convert(model, x)
     result = network.simulate(x, steps, record=True)
-    assert_equal(result, network.layers, *oracle.spikes_of(model, x.numpy(), steps))
+    assert_equal(result, network.layers, *oracle.spikes_of_network(name, images, steps))
     assert (network._engines["cpu"]._events is not None) == ("events" in way)
 
 

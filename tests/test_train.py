@@ -51,7 +51,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 import test_train
-test_train.in_another_process(Path(sys.argv[1]), int(sys.argv[2]))
+for out, stop_at in zip(sys.argv[1::2], sys.argv[2::2]):
+    test_train.in_another_process(Path(out), int(stop_at))
 """
 
 
@@ -110,7 +111,7 @@ def _one_thread():
 
 @pytest.fixture
 def script(tmp_path):
-    """A program that runs `in_another_process`, with its folder and its last step as arguments."""
+    """A program that runs `in_another_process`, with a folder and a last step as arguments, or several of both."""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.format(tests=str(Path(__file__).parent)), encoding="utf-8")
     return path
@@ -196,22 +197,22 @@ def test_compiled_it_ends_with_the_same_weights_too(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_can_be_resumed(tmp_path, script):
-    def start(out: Path, stop_at: int) -> int:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run([*command, str(script), str(out), str(stop_at)], capture_output=True, timeout=200)
+    def start(*arguments: object) -> int:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, timeout=200)
         print(done.stderr.decode())  # which pytest shows where the test fails
         return done.returncode
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start(whole, -1) == 0
+    assert start(whole, -1, parts, 2 * STEPS + 2) != 0
+    assert (parts / CHECKPOINT).exists()
+    assert not (parts / WEIGHTS).exists()
+    assert start(parts, -1) == 0
     weights = [torch.load(whole / f"rank{rank}.pt") for rank in range(2)]
     assert same(*weights)
     assert same(load_weights(whole / WEIGHTS), weights[0])
     assert len(lines(whole)) == TINY.epochs
     assert not same(small_train(tmp_path / "alone").model, weights[0])  # batch norm sees half a batch
-    assert start(parts, 2 * STEPS + 2) != 0
-    assert not (parts / WEIGHTS).exists()
-    assert start(parts, -1) == 0
     assert same(load_weights(parts / WEIGHTS), weights[0])
 
 
