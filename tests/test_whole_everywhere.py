@@ -19,6 +19,7 @@ from bridge.zoo import resnet20
 from exporters.lava import LavaFixed
 
 STEPS = 16
+SOME = (1, 2, 3, 5, 8, 13)
 OTHERS = [
     "spikingjelly",
     "snntorch",
