@@ -143,6 +143,17 @@ def test_the_page(tmp_path, monkeypatch):
     assert "12.34" in (tmp_path / "a.md").read_text(encoding="utf-8")
 
 
+def test_the_documents_say_what_was_measured():
+    results = json.loads((accuracy.DOCS / "accuracy.json").read_text(encoding="utf-8"))
+    assert (accuracy.DOCS / "accuracy.md").read_text(encoding="utf-8") == accuracy.page(results)
+    rows = [row for row in results["resnet20-cifar10"]["rows"] if row["steps"] == 2 and "images" not in row]
+    after, before = (
+        100 * mean(row["accuracy"] for row in rows if row["scheme"] == scheme) for scheme in ("calibrated", "plain")
+    )
+    readme = " ".join((accuracy.DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"is right on {after:.1f} % of the test images, not on {before:.1f} %" in readme
+
+
 def test_photographs_are_more_and_given_mirrored_too(monkeypatch):
     given = []
     monkeypatch.setattr(accuracy, "IMAGES", 3)
