@@ -204,6 +204,7 @@ def test_two_processes_share_the_work_and_can_be_resumed(tmp_path, script):
         return done.returncode
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    # Two trainings in the same processes, as a network of several stages has them.
     assert start(whole, -1, parts, 2 * STEPS + 2) != 0
     assert (parts / CHECKPOINT).exists()
     assert not (parts / WEIGHTS).exists()

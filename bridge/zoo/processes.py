@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,11 @@ class Group:
 
 @contextmanager
 def processes(device: str | torch.device | None) -> Iterator[Group]:
-    """The process group that torchrun's variables in the environment describe, or this process alone."""
+    """The process group that torchrun's variables in the environment describe, or this process alone.
+
+    The group stays for the next run, until this process ends. torch cannot be relied on to make a second one: a process
+    may find the first one's addresses instead, and wait there for ever.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen == torch.device("cuda"):  # no number
@@ -36,12 +41,13 @@ def processes(device: str | torch.device | None) -> Iterator[Group]:
     if size == 1:
         yield Group(0, 1, chosen)
         return
-    already: bool = dist.is_initialized()
-    if not already:
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size(), chosen)
-        dist.barrier()  # none leaves while another still waits for what it sent
-    finally:
-        if not already:
-            dist.destroy_process_group()
+        atexit.register(_end)
+    yield Group(dist.get_rank(), dist.get_world_size(), chosen)
+    dist.barrier()  # none leaves while another still waits for what it sent
+
+
+def _end() -> None:
+    if dist.is_initialized():  # whoever trains may have ended it
+        dist.destroy_process_group()
