@@ -20,6 +20,7 @@ from exporters.lava import LavaFixed
 
 STEPS = 16
 SOME = (1, 2, 3, 5, 8, 13)
+"""Numbers of steps that are tried where each takes a run of Lava; the others are `long`."""
 OTHERS = [
     "spikingjelly",
     "snntorch",
@@ -116,7 +117,7 @@ def test_the_reference_on_the_whole_test_split():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
-    [pytest.param(at, marks=[] if at in (1, 2, 3, 5, 8, 13) else pytest.mark.long) for at in range(1, STEPS + 1)],
+    [pytest.param(at, marks=[] if at in SOME else pytest.mark.long) for at in range(1, STEPS + 1)],
 )
 def test_lava_at_every_number_of_steps(steps):
     """In Lava the number of steps decides when the next image comes, so each is a run of its own."""
