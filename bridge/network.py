@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,7 @@ class SpikingNetwork:
         judged = torch.arange(len(x)) % 4 == 0
         wanted = torch.cat([activations(ann, part)[2].clone() for part in x.split(BATCH)])
 
+        @cache
         def error(network: SpikingNetwork) -> float:
             outputs = torch.from_numpy(network.simulate(x[judged], steps).outputs)
             return float(output_error(outputs[-1], wanted[judged]))

@@ -33,8 +33,10 @@ class Muon(torch.optim.Optimizer):
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
-                mean.lerp_(gradient, 1 - MOMENTUM)
+                state = self.state[parameter]
+                if not state:
+                    state["mean"] = torch.zeros_like(parameter)
+                mean = state["mean"].lerp_(gradient, 1 - MOMENTUM)
                 direction = orthogonal(gradient.lerp(mean, MOMENTUM).flatten(1))  # Nesterov's momentum
                 parameter.sub_(group["lr"] * max(direction.shape) ** 0.5 * direction.view_as(parameter))
 
