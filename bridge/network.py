@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -63,6 +64,8 @@ CALIBRATIONS = (*KINDS, "weight")
 """What `SpikingNetwork.calibrate` can change."""
 LAYERWISE = 512
 """Images that it fits layers to one by one, at most: more do not help where a channel has so few numbers."""
+DRIVES = 2**28
+"""And at most so many that a layer's neurons get so many drives in T steps, 1 GiB: some three such arrays are held."""
 EMPHASES = (0.0, 0.3, 1.0)
 """Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
 RATE_STEPS = 16
@@ -174,9 +177,10 @@ class SpikingNetwork:
         nothing but these arguments.
 
         Args:
-            data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, or better a few thousand,
+            data: images ``[B, *input]`` as the ANN takes them, without labels: a few thousand, if there are,
                 not the test data. Three quarters are fitted to, the rest chooses between fits, of which this network as
-                it is is one.
+                it is is one. Few are soon learnt by heart: small networks gain from a few hundred, a ResNet-20 from a
+                thousand on (docs/calibration.md).
             steps: T.
             kinds: which of "bias", "gain", "potential" and "weight" may change.
 
@@ -199,7 +203,8 @@ class SpikingNetwork:
             outputs = torch.from_numpy(network.simulate(x[judged], steps).outputs)
             return float(output_error(outputs[-1], wanted[judged]))
 
-        few = x[~judged][:LAYERWISE]
+        neurons = max((math.prod(self.graph.shapes[name]) for name in self.graph.spiking), default=1)
+        few = x[~judged][: max(1, min(LAYERWISE, DRIVES // (neurons * steps)))]
         fits = [calibrate(self.graph, ann, few, steps, kinds, emphasis) for emphasis in EMPHASES]
         best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
         refined = refine(best.graph, x[~judged], wanted[~judged], steps, kinds)

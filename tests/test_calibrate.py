@@ -51,6 +51,17 @@ def test_far_more_images_are_right(steps, gained):
     assert better > 0.88
 
 
+def test_where_the_caller_wants_no_gradients():
+    """As evaluation scripts do."""
+    images = load_digits()[0][:8]
+    expected = coarse().calibrate(images, 2)
+    with torch.inference_mode():
+        found = coarse().calibrate(images.clone(), 2)
+    for one, other in zip(expected.graph, found.graph, strict=True):
+        if isinstance(one, Affine):
+            np.testing.assert_array_equal(one.weight, other.weight)
+
+
 @pytest.mark.parametrize("steps", [2, 4])
 def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
     """The mean rate error at T, as validate measures it on images that were not fitted to."""

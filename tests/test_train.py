@@ -427,6 +427,37 @@ def test_a_module_that_stops_half_way_gets_its_qcfs_back(tmp_path, monkeypatch):
     assert model[1].threshold.requires_grad
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_the_caller_wants_no_gradients(mode, tmp_path):
+    with mode():
+        without = small_train(tmp_path / "without")
+    assert same(without.model, small_train(tmp_path / "with").model)
+
+
+def test_thresholds_of_channels_that_no_image_has_been_through(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), bridge.QCFS(8, 3.0, per_channel=True), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
+    train(model, patterns(), TINY, tmp_path, compile=False, device="cpu")
+    assert len(model[1].threshold.detach().flatten().unique()) == 8
+
+
+def test_the_teacher_has_qcfs_in_float32_too(tmp_path):
+    seen = []
+
+    class Watched(bridge.QCFS):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((self.threshold.requires_grad, x.dtype))
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), Watched(8, 3.0), nn.Flatten(), nn.Linear(8 * 36, 10))
+    torch.save(model.state_dict(), tmp_path / "first.pt")
+    recipe = replace(TINY, relu_epochs=0, precision="bfloat16", distillation=0.5)
+    train(model, patterns(), recipe, tmp_path / "out", initial=tmp_path / "first.pt", compile=False, device="cpu")
+    assert (False, torch.float32) in seen  # the teacher's λ rests
+    assert {dtype for _, dtype in seen} == {torch.float32}
+
+
 # What it leaves
 
 
@@ -462,6 +493,25 @@ def test_the_card_says_how_to_train_it_again(tmp_path):
     recipe = next(line for line in card.splitlines() if line.startswith("recipe = "))
     assert eval(recipe.removeprefix("recipe = "), {"Recipe": Recipe}) == TINY
     assert str(tmp_path) not in card
+
+
+def test_the_card_of_a_module_of_ones_own(tmp_path):
+    def shifted(*arguments, **options):
+        return standard(*arguments, **options)
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), bridge.QCFS(8, 3.0), nn.Flatten(), nn.Linear(8 * 36, 10))
+    result = train(model, patterns(), TINY, tmp_path, augment=shifted, compile=False, device="cpu")
+    card = result.card.read_text()
+    assert "means [0.5] and standard deviations [0.3]" in card
+    use, again = (part.split("```")[0] for part in card.split("```python\n")[1:])
+    compile(again, "card", "exec")
+    assert "model = ...  # your Sequential" in again
+    assert again.splitlines()[-1] == 'train(model, data, recipe, "out", seed=0, augment=augment, compile=False)'
+    other = nn.Sequential(nn.Conv2d(1, 8, 3), bridge.QCFS(8, 3.0), nn.Flatten(), nn.Linear(8 * 36, 10))
+    images = torch.rand(2, 1, 8, 8)
+    exec(use.replace(WEIGHTS, str(result.weights)), found := {"model": other, "images": images})
+    assert same(found["model"], model)
+    assert found["network"].run(images, 2).readout.shape == (2, 2, 10)
 
 
 @pytest.mark.parametrize(
@@ -548,6 +598,28 @@ def test_a_checkpoint_of_another_run(tmp_path):
         small_train(tmp_path, replace(TINY, levels=4), seed=1)
     with pytest.raises(InputError, match=r"images is \d+ there, \d+ here"):
         train("digits", patterns(seed=1), TINY, tmp_path, compile=False, device="cpu")
+    with pytest.raises(InputError, match=r"mean is \[0\.5\] there, \[0\.4\] here"):
+        train("digits", replace(patterns(), mean=(0.4,)), TINY, tmp_path, compile=False, device="cpu")
+
+
+def test_a_checkpoint_of_another_module_of_ones_own(tmp_path):
+    def model(rate: float) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), bridge.QCFS(8, 3.0), nn.Dropout(rate), nn.Linear(8, 10))
+
+    first = train(model(0.1), patterns(), TINY, tmp_path, compile=False, device="cpu").model
+    again = train(first, patterns(), TINY, tmp_path, compile=False, device="cpu").model
+    assert again is first
+    with pytest.raises(InputError, match=r"of another run: layers is '\w+' there, '\w+' here"):
+        train(model(0.2), patterns(), TINY, tmp_path, compile=False, device="cpu")
+
+
+def test_a_run_that_was_begun_anew_does_not_go_on_from_the_one_before(tmp_path, monkeypatch):
+    small_train(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "learning_rate", stopping(0))
+        with pytest.raises(Interruption):
+            small_train(tmp_path, resume=False)
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
@@ -569,7 +641,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
-    message = r"loss became (nan|inf) in epoch 1, batch \d; .*Last good checkpoint: .*checkpoint.pt, after epoch 0 and"
+    message = r"loss became (nan|inf) in epoch 1, batch \d; .*Last checkpoint: .*checkpoint.pt, after epoch 0 and"
     with pytest.raises(BridgeError, match=message):
         small_train(tmp_path, replace(TINY, learning_rate=1e30), checkpoint_minutes=0.0)
 

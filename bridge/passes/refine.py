@@ -109,6 +109,8 @@ class _Adjustable(nn.Module):
         return replace(self.layer, **arrays)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def refine(
     graph: LayerGraph, x: Tensor, wanted: Tensor, steps: int, kinds: Iterable[str] = ("bias", "gain", "weight")
 ) -> LayerGraph:
@@ -121,6 +123,7 @@ def refine(
         steps: T.
         kinds: some of "bias", "gain" and "weight"; anything else is left as it is.
     """
+    x, wanted = (one.clone() if one.is_inference() else one for one in (x, wanted))  # the caller's mode made them
     kinds = tuple(kinds)
     adjustable = _adjustable(graph, kinds)
     movable = nn.ModuleList(adjustable.values())

@@ -116,7 +116,7 @@ def dataset(name: str, folder: str | Path | None = None) -> Dataset:
     if name not in ("cifar10", "mnist", "fashion-mnist"):
         raise InputError(f"no data set is called {name!r}: there are cifar10, mnist, fashion-mnist and digits")
     if folder is None:
-        raise InputError(f"{name}: is read from a folder: say which")
+        raise InputError(f"{name}: is read from a folder: say which (folder=…, --folder on the command line)")
     return cifar10(folder) if name == "cifar10" else mnist(folder, name)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from bridge.environment import environment
 from bridge.errors import InputError
+from bridge.zoo.augment import standard
 from bridge.zoo.models import MODELS, require_safetensors
 from bridge.zoo.recipes import Recipe
 
@@ -45,14 +46,16 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if differing:
         raise InputError(
             f"{path}: is of another run: {'; '.join(differing)}. Write to another folder, or start anew with "
-            "resume=False"
+            "resume=False (on the command line: delete that file)"
         )
     return loaded
 
 
 def damaged(path: Path, error: Exception) -> InputError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(f"{path}: not a checkpoint of a run, or damaged ({reason}); start anew with resume=False")
+    return InputError(
+        f"{path}: not a checkpoint of a run, or damaged ({reason}); delete it, or start anew with resume=False"
+    )
 
 
 def runs_of(path: Path) -> list[dict[str, str]]:
@@ -80,6 +83,8 @@ def weights_metadata(plan: Plan, measured: float) -> dict[str, str]:
         "classes": json.dumps(plan.dataset.classes),
         "shape": json.dumps(list(plan.dataset.train.x.shape[1:])),
         "data": plan.dataset.name,
+        "mean": json.dumps(plan.dataset.mean),
+        "std": json.dumps(plan.dataset.std),
         "recipe": json.dumps(asdict(plan.recipe)),
         "seed": str(plan.seed),
         "options": _options(plan),
@@ -95,8 +100,14 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     minutes = sum(line["seconds"] for line in metrics) / 60
     shape = ", ".join(map(str, plan.dataset.train.x.shape[1:]))
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
-    model = repr(plan.name) if plan.name in MODELS else f"model  # your {plan.name}"
+    ours = plan.name in MODELS
+    model = repr(plan.name) if ours else "model"
     before, initial = _calls(plan.earlier, model)
+    yours = "" if ours else f"model = ...  # your {plan.name}\n"
+    if plan.augment is not standard:
+        yours += "augment = ...  # yours\n"
+    use = f'load_weights("{WEIGHTS}")' if ours else f'load_checkpoint(model, "{WEIGHTS}")  # your {plan.name}'
+    mean, std = ([round(value, 6) for value in values] for values in (plan.dataset.mean, plan.dataset.std))
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
 
 Accuracy on the {len(plan.dataset.test.y)} test images: **{measured:.2%}**, of the network after the last epoch; nothing
@@ -110,10 +121,14 @@ Python {made["python"]}, {packages}; {made["system"]}.
 
 ```python
 import bridge
-from bridge.zoo.models import load_weights
+from bridge.{"zoo.models import load_weights" if ours else "checkpoints import load_checkpoint"}
 
-network = bridge.convert(load_weights("{WEIGHTS}"), images)  # float32 [B, {shape}], normalised as in training
+model = {use}
+network = bridge.convert(model, images)
 ```
+
+`images` are float32 [B, {shape}], (pixel / 255 − mean) / std with the means {mean} and standard deviations {std} of the
+channels.
 
 ## Train it again
 
@@ -122,8 +137,8 @@ from bridge.zoo.data import dataset
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.train import train
 
-data = dataset({plan.dataset.name!r}, folder)
-{before}recipe = {plan.recipe!r}
+data = dataset({plan.dataset.name!r}, folder)  # where its files are
+{yours}{before}recipe = {plan.recipe!r}
 train({model}, data, recipe, "out", seed={plan.seed}{_options(plan)}{initial})
 ```
 
@@ -146,7 +161,9 @@ def _began(earlier: list[dict[str, str]]) -> str:
 
 def _options(plan: Plan) -> str:
     """The options of `train` that the final weights depend on, as a call has them."""
-    return (f", held_out={plan.held_out}" if plan.held_out else "") + f", compile={plan.compile}"
+    held_out = f", held_out={plan.held_out}" if plan.held_out else ""
+    augment = "" if plan.augment is standard else ", augment=augment"
+    return f"{held_out}{augment}, compile={plan.compile}"
 
 
 def _calls(earlier: list[dict[str, str]], model: str) -> tuple[str, str]:

@@ -38,7 +38,9 @@ from bridge.distillation import divergence
 from bridge.errors import BridgeError, InputError
 from bridge.files import replacing
 from bridge.memory_format import while_learning
+from bridge.qcfs import QCFS
 from bridge.thresholds import fit_thresholds
+from bridge.zoo.augment import standard
 from bridge.zoo.models import activations, build, require_safetensors, save_weights
 from bridge.zoo.processes import Group, processes
 from bridge.zoo.recipes import PAPER, Recipe, learning_rate, recipe_named
@@ -174,7 +176,12 @@ def train(
             f"train: evaluate_every must be at least 1 and held_out from 0 to {len(dataset.train.y) - 1}; "
             f"got {evaluate_every} and {held_out}"
         )
-    with processes(device) as group, _own_random_numbers(group.device):
+    with (
+        processes(device) as group,
+        _own_random_numbers(group.device),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         _check_batch(recipe, len(dataset.train.y) - held_out, group)
         recipe = replace(recipe, precision=_precision(recipe, group.device))
         network, name = _network(model, dataset, recipe, seed, group.device)
@@ -192,11 +199,12 @@ def train(
             load_checkpoint(network, initial)
         plan = Plan(
             name=name,
+            layers=_layers(network),
             dataset=dataset,
             recipe=recipe,
             out=Path(out),
             seed=seed,
-            augment=augment or _standard_augmentation(),
+            augment=augment or standard,
             compile=_compiles(compile, recipe, len(dataset.train.y) - held_out, group.device),
             evaluate_every=evaluate_every,
             held_out=held_out,
@@ -204,8 +212,8 @@ def train(
             group=group,
             earlier=[] if initial is None else runs_of(Path(initial)),
         )
-        training = _Training(plan, network)
         with _qcfs_in_float32(network, recipe.precision == "bfloat16"):
+            training = _Training(plan, network)  # whose teacher, a copy, has that, too
             training.start(resume)
             training.run()
         return _finish(plan, training)
@@ -229,7 +237,7 @@ def _network(
         raise InputError(f"train: {name} has no QCFS: call bridge.replace_activations(model, levels=...) first")
     if found != {recipe.levels}:
         raise InputError(f"train: {name} has L = {sorted(found)}, the recipe L = {recipe.levels}: make them equal")
-    network.to(device, memory_format=_memory_format(network))  # type: ignore[call-overload]
+    network.to(device)
     try:
         with at_inference(network), torch.no_grad():
             out = network(dataset.normalise(dataset.train.x[:2]).to(device))
@@ -240,7 +248,17 @@ def _network(
             f"train: {name} gives {list(out.shape[1:])} values an image; {dataset.name} has "
             f"{len(dataset.classes)} classes"
         )
+    network.to(memory_format=_memory_format(network))  # type: ignore[call-overload]  # now that λ of channels is there
     return network, name
+
+
+def _layers(network: nn.Module) -> str:
+    """A checksum of what `network` is made of, whatever the values of its parameters."""
+    described = [
+        (name, type(module).__name__, "" if isinstance(module, QCFS) else module.extra_repr())
+        for name, module in network.named_modules()
+    ]
+    return f"{zlib.crc32(repr(described).encode()):08x}"
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:
@@ -250,12 +268,6 @@ def _memory_format(network: nn.Module) -> torch.memory_format:
         for module in network.modules()
         if isinstance(module, nn.Conv2d)
     )
-
-
-def _standard_augmentation() -> Augment:
-    from bridge.zoo.augment import standard
-
-    return standard
 
 
 def _check_batch(recipe: Recipe, images: int, group: Group) -> None:
@@ -326,9 +338,10 @@ def _qcfs_in_float32(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is settled before the first step; `train` says what each is, and `runs_of` what `earlier` is."""
+    """All that is settled before the first step; `train`, `_layers` and `runs_of`, of `earlier`, say what each is."""
 
     name: str
+    layers: str
     dataset: Dataset
     recipe: Recipe
     out: Path
@@ -362,11 +375,14 @@ class Plan:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that the final weights depend on."""
+        """What the final weights depend on, but for a module's own first weights: called again, it is half trained."""
         train = self.dataset.train
         return {
             "model": self.name,
+            "layers": self.layers,
             "data": self.dataset.name,
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
             "images": zlib.crc32(train.y.numpy().tobytes(), zlib.crc32(train.x.numpy().tobytes())),
             "held_out": self.held_out,
             "seed": self.seed,
@@ -436,6 +452,8 @@ class _Training:
         if plan.group.writes:
             for abandoned in plan.out.glob(f".{Path(CHECKPOINT).stem}.*"):  # killed while it was being written
                 abandoned.unlink(missing_ok=True)
+            if not resume:  # else the next call would take it up, if this one is killed before it has its own
+                (plan.out / CHECKPOINT).unlink(missing_ok=True)
         loaded: list[Any] = [None]
         if resume and plan.group.writes:
             loaded = [read_checkpoint(plan.out / CHECKPOINT, plan.settings)]
@@ -576,7 +594,7 @@ class _Training:
         if not math.isfinite(value):
             raise BridgeError(
                 f"train: the loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1}; try a smaller "
-                f"learning_rate than {recipe.learning_rate:g}. Last good checkpoint: {self.saved}"
+                f"learning_rate than {recipe.learning_rate:g}, in another folder. Last checkpoint: {self.saved}"
             )
         self.optimiser.zero_grad()
         loss.backward()
