@@ -67,12 +67,12 @@ threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` 
 neurons, other constants. *8-bit* is `network.quantize(8)`, the whole-number network that every backend runs bit for bit
 alike. Calibration saw {images:,} training images (of the digits, all 1,347; of CIFAR-10 {more:,}, each mirrored,
 too) without their labels, quantization {fewer}, and the test images nothing was chosen by. Several draws of calibration
-images: mean (lowest to highest). The weights are of one training run each.
+images: mean (lowest to highest); a figure alone is of one draw. The weights are of one training run each.
 
-The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps out of the output's
-mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps and at
-most 4 in the first phase, and set a mask or an initial potential for each neuron and image; *FTBC* (Wu et al., ECCV
-2024) has a bias for each channel and step. T is all the steps that a neuron takes, first phases included.
+The other schemes are not plain neurons: *delayed readout* leaves the first quarter of the steps, of 2 none, out of the
+output's mean; *SRP* (Hao et al., AAAI 2023) and *COS* (Hao et al., ICLR 2023) run each neuron twice, half of the steps
+and at most 4 in the first phase, and set a mask or an initial potential for each neuron and image; *FTBC* (Wu et al.,
+ECCV 2024) has a bias for each channel and step. T is all the steps that a neuron takes, first phases included.
 """
 
 Row = dict[str, Any]
