@@ -195,19 +195,21 @@ class SpikingNetwork:
         x, steps = self._images(data, "data"), _whole(steps, "steps")
         if len(x) < 4:
             raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
-        judged = torch.arange(len(x)) % 4 == 0
         wanted = torch.cat([activations(ann, part)[2].clone() for part in x.split(BATCH)])
+        apart = torch.arange(len(x)) % 4 == 0
+        unseen, wanted_of_unseen = x[apart], wanted[apart]
+        x, wanted = x[~apart], wanted[~apart]
 
         @cache
         def error(network: SpikingNetwork) -> float:
-            outputs = torch.from_numpy(network.simulate(x[judged], steps).outputs)
-            return float(output_error(outputs[-1], wanted[judged]))
+            outputs = torch.from_numpy(network.simulate(unseen, steps).outputs)
+            return float(output_error(outputs[-1], wanted_of_unseen))
 
         neurons = max((math.prod(self.graph.shapes[name]) for name in self.graph.spiking), default=1)
-        few = x[~judged][: max(1, min(LAYERWISE, DRIVES // (neurons * steps)))]
+        few = x[: max(1, min(LAYERWISE, DRIVES // (neurons * steps)))]
         fits = [calibrate(self.graph, ann, few, steps, kinds, emphasis) for emphasis in EMPHASES]
         best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
-        refined = refine(best.graph, x[~judged], wanted[~judged], steps, kinds)
+        refined = refine(best.graph, x, wanted, steps, kinds)
         return min([best, SpikingNetwork(to_float32(refined), ann)], key=error)
 
     def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:

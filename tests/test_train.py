@@ -399,6 +399,16 @@ def test_it_can_begin_with_given_weights(tmp_path):
         assert options["initial"] == f"{arguments[3]}/{WEIGHTS}"
 
 
+def test_the_card_defines_the_augmentation_of_ones_own_that_the_run_before_had(tmp_path):
+    first = small_train(tmp_path / "first", augment=lambda x, *_, **__: patterns().normalise(x))
+    card = small_train(tmp_path / "second", replace(TINY, epochs=1, relu_epochs=0), initial=first.weights).card
+    script = card.read_text().split("```python\n")[2].split("```")[0]
+    calls = []
+    lines = [line for line in script.splitlines() if not line.startswith(("from ", "data = "))]
+    exec("\n".join(lines), {"train": lambda *_, **options: calls.append(options), "Recipe": Recipe, "data": "data"})
+    assert ["augment" in options for options in calls] == [True, False]
+
+
 def test_weights_of_another_library_can_be_begun_with(tmp_path):
     model = models.build("digits", 10, (1, 8, 8), 8, 2.0)
     torch.save(model.state_dict(), tmp_path / "theirs.pt")

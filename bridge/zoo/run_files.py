@@ -104,7 +104,8 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     model = repr(plan.name) if ours else "model"
     before, initial = _calls(plan.earlier, model)
     yours = "" if ours else f"model = ...  # your {plan.name}\n"
-    if plan.augment is not standard:
+    options = _options(plan) + initial
+    if "augment=augment" in before + options:
         yours += "augment = ...  # yours\n"
     use = f'load_weights("{WEIGHTS}")' if ours else f'load_checkpoint(model, "{WEIGHTS}")  # your {plan.name}'
     mean, std = ([round(value, 6) for value in values] for values in (plan.dataset.mean, plan.dataset.std))
@@ -139,7 +140,7 @@ from bridge.zoo.train import train
 
 data = dataset({plan.dataset.name!r}, folder)  # where its files are
 {yours}{before}recipe = {plan.recipe!r}
-train({model}, data, recipe, "out", seed={plan.seed}{_options(plan)}{initial})
+train({model}, data, recipe, "out", seed={plan.seed}{options})
 ```
 
 | recipe | |
