@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -478,6 +479,9 @@ def lines(out: Path) -> list[dict]:
 def test_metrics_are_lines_of_json(tmp_path):
     result = small_train(tmp_path, evaluate_every=3)
     assert lines(tmp_path) == result.metrics
+    (tmp_path / METRICS).unlink()  # as if killed before they were written, but after the checkpoint was
+    small_train(tmp_path, evaluate_every=3)
+    assert lines(tmp_path) == result.metrics
     assert [line["epoch"] for line in result.metrics] == [1, 2, 3, 4]
     assert [line["activation"] for line in result.metrics] == ["relu", "relu", "qcfs", "qcfs"]
     assert [line["test_accuracy"] is None for line in result.metrics] == [True, True, False, False]
@@ -654,6 +658,26 @@ def test_a_loss_that_is_not_finite(tmp_path):
     message = r"loss became (nan|inf) in epoch 1, batch \d; .*Last checkpoint: .*checkpoint.pt, after epoch 0 and"
     with pytest.raises(BridgeError, match=message):
         small_train(tmp_path, replace(TINY, learning_rate=1e30), checkpoint_minutes=0.0)
+
+
+def test_weights_that_the_last_step_of_an_epoch_ruined_are_not_kept(tmp_path, monkeypatch):
+    rates = iter([0.05] * (4 * STEPS - 1) + [math.inf])
+    monkeypatch.setattr(training, "learning_rate", lambda *_: next(rates))
+    with pytest.raises(BridgeError, match=r"weights are no longer finite; .*checkpoint\.pt, after epoch 3$"):
+        small_train(tmp_path)
+    kept = torch.load(tmp_path / CHECKPOINT)["model"]
+    assert all(value.isfinite().all() for value in kept.values())
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("relu_epochs", [0, 1])
+def test_thresholds_that_do_not_learn_rest(relu_epochs, tmp_path):
+    model = models.build("digits", 10, (1, 8, 8), levels=8, threshold=2.0)
+    thresholds = [module.threshold.requires_grad_(False) for module in models.activations(model)]
+    train(model, patterns(), replace(TINY, relu_epochs=relu_epochs), tmp_path, compile=False, device="cpu")
+    assert not any(threshold.requires_grad for threshold in thresholds)
+    if not relu_epochs:  # else they were fitted to the data
+        assert all((threshold == 2.0).all() for threshold in thresholds)
 
 
 @pytest.mark.parametrize(

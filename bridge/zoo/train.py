@@ -168,7 +168,7 @@ def train(
     Raises:
         InputError: an argument is out of range; the images or the weights `initial` do not fit `model`; `out` cannot be
             written, or its checkpoint is damaged or of another run.
-        BridgeError: the loss is no longer finite; safetensors is not installed.
+        BridgeError: the loss or the weights are no longer finite; safetensors is not installed.
     """
     require_safetensors()
     if evaluate_every < 1 or not 0 <= held_out < len(dataset.train.y):
@@ -416,6 +416,7 @@ class _Training:
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.plan, self.model = plan, model
+        self.activations = [(module, module.threshold.requires_grad) for module in activations(model)]
         self.memory_format = _memory_format(model)
         self.at = _Position()
         self.optimiser = self._new_optimiser()
@@ -468,6 +469,8 @@ class _Training:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(plan.out / CHECKPOINT, error) from error
         self.saved = self._where(plan.out / CHECKPOINT)
+        if plan.group.writes:
+            self._write_metrics()  # the run may have been killed between the two
         LOG.log(self._level, "%s: going on from %s", plan.name, self.saved)
 
     def run(self) -> None:
@@ -487,7 +490,7 @@ class _Training:
                         forward = self._forward()
                     self._epoch(forward, bar)
         finally:
-            _rectify(self.model, False)
+            self._rectify(False)
         if plan.group.size > 1:
             for buffer in self.model.buffers():  # batch norm's, which each process has of its own images
                 dist.broadcast(buffer, 0)
@@ -502,7 +505,7 @@ class _Training:
         """The network as the steps call it: with ReLU or QCFS, on all processes, compiled."""
         group = self.plan.group
         rectified = self.plan.rectified(self.at.epoch)
-        _rectify(self.model, rectified)
+        self._rectify(rectified)
         forward: Any = self.model
         if group.size > 1:
             # This also gives every process the first one's parameters, and in every step its batch norm statistics.
@@ -517,11 +520,21 @@ class _Training:
     def _begin_fine_tuning(self) -> None:
         """ReLU's time is over: λ from data, and an optimiser without the momentum of another network."""
         plan = self.plan
-        _rectify(self.model, False)
+        self._rectify(False)
         if plan.group.writes:
             images = plan.images[0].x[self._order(self.at.epoch)[:FIT_IMAGES].cpu()]
             fit_thresholds(self.model, plan.dataset.normalise(images).to(plan.group.device))
         self.optimiser = self._new_optimiser()
+
+    def _rectify(self, wanted: bool) -> None:
+        """Every QCFS acts as ReLU, and its λ rests; or as itself again, and λ learns if it did before the run."""
+        for module, learns in self.activations:
+            module.threshold.requires_grad_(learns and not wanted)
+            module.threshold.grad = None
+            if wanted:
+                module.__dict__["forward"] = F.relu  # before the class's own; no name in the state dict changes
+            else:
+                module.__dict__.pop("forward", None)
 
     def _order(self, epoch: int) -> Tensor:
         """The training images in the order of `epoch`."""
@@ -592,10 +605,7 @@ class _Training:
             loss = torch.lerp(loss, divergence(logits, taught.float()), recipe.distillation)
         value = loss.item()
         if not math.isfinite(value):
-            raise BridgeError(
-                f"train: the loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1}; try a smaller "
-                f"learning_rate than {recipe.learning_rate:g}, in another folder. Last checkpoint: {self.saved}"
-            )
+            raise self._diverged(f"the loss became {value} in epoch {at.epoch + 1}, batch {at.batch + 1}")
         self.optimiser.zero_grad()
         loss.backward()
         if self.spiking:
@@ -615,6 +625,8 @@ class _Training:
     def _save(self) -> None:
         if not self.plan.group.writes:
             return
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            raise self._diverged("weights are no longer finite")
         path = self.plan.out / CHECKPOINT
         content = {
             "settings": json.dumps(self.plan.settings),
@@ -624,9 +636,18 @@ class _Training:
         }
         with replacing(path) as temporary:
             torch.save(content, temporary)
+        self._write_metrics()
+        self.saved = self._where(path)
+
+    def _write_metrics(self) -> None:
         with replacing(self.plan.out / METRICS) as temporary:
             temporary.write_text("".join(f"{json.dumps(line)}\n" for line in self.at.metrics), encoding="utf-8")
-        self.saved = self._where(path)
+
+    def _diverged(self, what: str) -> BridgeError:
+        return BridgeError(
+            f"train: {what}; try a smaller learning_rate than {self.plan.recipe.learning_rate:g}, in another folder. "
+            f"Last checkpoint: {self.saved}"
+        )
 
     def _where(self, path: Path) -> str:
         return f"{path}, after epoch {self.at.epoch}" + (f" and {self.at.batch} batches" if self.at.batch else "")
@@ -634,17 +655,6 @@ class _Training:
     @property
     def _level(self) -> int:
         return logging.INFO if self.plan.group.writes else logging.DEBUG
-
-
-def _rectify(model: nn.Module, wanted: bool) -> None:
-    """Every QCFS acts as ReLU, and its λ rests; or as itself again."""
-    for module in activations(model):
-        module.threshold.requires_grad_(not wanted)
-        module.threshold.grad = None
-        if wanted:
-            module.__dict__["forward"] = F.relu  # before the class's own; no name in the state dict changes
-        else:
-            module.__dict__.pop("forward", None)
 
 
 def accuracy(model: nn.Module, images: Images, dataset: Dataset) -> float:
