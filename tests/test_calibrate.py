@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import digits
@@ -85,6 +86,19 @@ def test_all_layers_together_the_output_is_nearer_still(steps):
     images, _ = digits.test_images()
     first, then = (divergence(SpikingNetwork(to_float32(one), coarse().ann), images, steps) for one in (start, refined))
     assert then < 0.6 * first, (first, then)
+
+
+def test_networks_of_many_neurons_take_fewer_images_at_once(monkeypatch):
+    x, network, passes = load_digits()[0][:40], coarse(), sys.modules["bridge.passes.refine"]
+    sizes = []
+    own = passes.layer_by_layer
+    monkeypatch.setattr(passes, "layer_by_layer", lambda g, x, *a, **o: sizes.append(len(x)) or own(g, x, *a, **o))
+    monkeypatch.setattr(passes, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(passes, "MOST_STEPS", 1)
+    for drives in (10**9, 10 * 3 * network.graph.neurons, 1):
+        monkeypatch.setattr(passes, "DRIVES", drives)
+        refine(network.graph, x, torch.zeros(40, 10), steps=3)
+    assert sizes == [40, 10, 1]
 
 
 def run_ann(network: SpikingNetwork, x: torch.Tensor) -> np.ndarray:

@@ -35,6 +35,9 @@ WEIGHT_RATE = 2e-3
 """Of Muon for weights, in root mean squares of their layer's; it falls likewise."""
 ROWS = 256
 """Images of one step, times T."""
+DRIVES = 2**29
+"""Or fewer: images times T times all neurons of the network are at most so many. Each drive is held for its gradient,
+with what belongs to it some 5 GiB."""
 
 
 class _Neurons(torch.autograd.Function):
@@ -145,7 +148,8 @@ def refine(
         optimisers.append(Muon(changes, lr=WEIGHT_RATE))
     count = min(max(FEWEST_STEPS, len(x)), MOST_STEPS)
     schedules = [torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, count) for optimiser in optimisers]
-    batches = _batches(len(x), max(1, min(len(x), ROWS // steps)))
+    rows = min(ROWS, DRIVES // max(1, graph.neurons))
+    batches = _batches(len(x), max(1, min(len(x), rows // steps)))
     if x.dim() == 4:
         x = x.contiguous(memory_format=_memory_format(graph))
     for _ in progress(range(count), f"fitting all layers together, T = {steps}"):
