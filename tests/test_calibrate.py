@@ -16,45 +16,51 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, ConversionError, InputError, SpikingNetwork
-from bridge.demo import digits_model, load_digits, train
 from bridge.graph import Affine, IntegrateFire
 from bridge.passes import calibrate, refine, to_float32
 from bridge.passes.calibrate import KINDS, feeding
 from bridge.passes.refine import _fire, output_error
 from bridge.simulate import activations
+from bridge.zoo.data import dataset
+from bridge.zoo.pretrained import pretrained
+
+DIGITS = dataset("digits")
+X = DIGITS.normalise(DIGITS.train.x)
+"""The images to calibrate with."""
+UNSEEN, LABELS = DIGITS.normalise(DIGITS.test.x), DIGITS.test.y.numpy()
 
 
 @cache
 def coarse() -> SpikingNetwork:
-    """The digits CNN trained with λ = 8 at the start, as the authors' code does: poor at few steps."""
-    x, y, _, _ = load_digits()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = digits_model()
-        for module in model.modules():
-            if isinstance(module, QCFS):
-                module.threshold.data.fill_(8.0)
-        return bridge.convert(train(model, x, y, 8), x[:1])
+    """The package's digits CNN with λ and L doubled: the same ANN below its old λ, and far poorer at few steps.
+
+    Trained here, it would be another network on each kind of processor, for these round differently.
+    """
+    model = pretrained("digits")
+    for module in model.modules():
+        if isinstance(module, QCFS):
+            module.threshold.data *= 2
+            module.levels *= 2
+    return bridge.convert(model, X[:1])
 
 
 @cache
 def calibrated(steps: int) -> SpikingNetwork:
-    return coarse().calibrate(load_digits()[0][:200], steps)
+    return coarse().calibrate(X[:400], steps)
 
 
-@pytest.mark.parametrize(("steps", "gained"), [(1, 0.7), (2, 0.3), (4, 0.03)])
-def test_far_more_images_are_right(steps, gained):
+@pytest.mark.parametrize(("steps", "gained", "least"), [(1, 0.4, 0.95), (2, 0.06, 0.98), (4, 0.005, 0.99)])
+def test_far_more_images_are_right(steps, gained, least):
     """On the test split, which calibration has not seen."""
-    x, y = digits.test_images()
-    plain = coarse().simulate(x, steps).accuracy(y)[-1]
-    better = calibrated(steps).simulate(x, steps).accuracy(y)[-1]
+    plain = coarse().simulate(UNSEEN, steps).accuracy(LABELS)[-1]
+    better = calibrated(steps).simulate(UNSEEN, steps).accuracy(LABELS)[-1]
     assert better > plain + gained, (plain, better)
-    assert better > 0.88
+    assert better > least
 
 
 def test_where_the_caller_wants_no_gradients():
     """As evaluation scripts do."""
-    images = load_digits()[0][:8]
+    images = X[:8]
     expected = coarse().calibrate(images, 2)
     with torch.inference_mode():
         found = coarse().calibrate(images.clone(), 2)
@@ -65,31 +71,32 @@ def test_where_the_caller_wants_no_gradients():
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
-    """The mean rate error at T, as validate measures it on images that were not fitted to."""
-    x, _ = digits.test_images()
+    """The mean rate error at T, as validate measures it on images that were not fitted to.
+
+    The first layer hears what the ANN's does and has little to gain; what is made least there, squares, is not that.
+    """
     errors = []
-    fitted = calibrate(coarse().graph, coarse().ann, load_digits()[0][:200], steps)
+    fitted = calibrate(coarse().graph, coarse().ann, X[:200], steps)
     for network in (coarse(), SpikingNetwork(to_float32(fitted), coarse().ann)):
-        found = network.validate(x, steps, []).reference.rate_error
+        found = network.validate(UNSEEN, steps, []).reference.rate_error
         errors.append(np.array([found[layer][-1] for layer in network.layers]))
-    assert (errors[1] <= errors[0]).all(), errors
-    assert errors[1][-1] < 0.9 * errors[0][-1]
+    assert errors[1][0] < 1.01 * errors[0][0], errors
+    assert (errors[1][1:] < 0.9 * errors[0][1:]).all(), errors
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_all_layers_together_the_output_is_nearer_still(steps):
-    x, network = load_digits()[0][:200], coarse()
+    x, network = X[:200], coarse()
     with torch.no_grad():
         wanted = torch.from_numpy(run_ann(network, x))
     start = calibrate(network.graph, network.ann, x, steps)
     refined = refine(start, x, wanted, steps)
-    images, _ = digits.test_images()
-    first, then = (divergence(SpikingNetwork(to_float32(one), coarse().ann), images, steps) for one in (start, refined))
+    first, then = (divergence(SpikingNetwork(to_float32(one), coarse().ann), UNSEEN, steps) for one in (start, refined))
     assert then < 0.6 * first, (first, then)
 
 
 def test_networks_of_many_neurons_take_fewer_images_at_once(monkeypatch):
-    x, network, passes = load_digits()[0][:40], coarse(), sys.modules["bridge.passes.refine"]
+    x, network, passes = X[:40], coarse(), sys.modules["bridge.passes.refine"]
     sizes = []
     own = passes.layer_by_layer
     monkeypatch.setattr(passes, "layer_by_layer", lambda g, x, *a, **o: sizes.append(len(x)) or own(g, x, *a, **o))
@@ -120,7 +127,7 @@ def divergence(network: SpikingNetwork, x: torch.Tensor, steps: int) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_it_is_never_further_from_the_ann_on_the_images_that_judge(steps):
     """Every fourth image: on them, the network as it was is one of those to choose from."""
-    x = load_digits()[0][:60]
+    x = X[:60]
     fitted = coarse().calibrate(x, steps)
     assert divergence(fitted, x[::4], steps) <= divergence(coarse(), x[::4], steps)
 
@@ -157,23 +164,21 @@ def test_the_neuron_is_the_plain_one_and_every_backend_runs_it():
             assert set((16 * (1 - layer.level)).tolist()) <= set(range(9))
             moved += (layer.level != 0.5).sum()
     assert moved > 0
-    x, _ = digits.test_images()
     for name in ("spikingjelly", "snntorch"):
         require(name)
-    agreement = network.validate(x, 5, ["spikingjelly", "snntorch"])
+    agreement = network.validate(UNSEEN, 5, ["spikingjelly", "snntorch"])
     assert agreement.agreed
 
 
 @pytest.mark.lava
 def test_lava_runs_it():
     require("lava")
-    assert calibrated(2).validate(digits.test_images()[0][:8], 2, ["lava"]).agreed
+    assert calibrated(2).validate(UNSEEN[:8], 2, ["lava"]).agreed
 
 
 def test_it_can_be_quantized():
-    x, y = digits.test_images()
-    network = calibrated(4)
-    whole = network.quantize(8, calibration=load_digits()[0][:200])
+    x, y, network = UNSEEN, LABELS, calibrated(4)
+    whole = network.quantize(8, calibration=X[:200])
     pixels = whole.pixels(x)
     spikes, readout = whole_numbers.spikes_of(whole.to_nir(), pixels[:40].numpy(), 4)
     record = whole.run(pixels[:40], 4)
@@ -185,7 +190,7 @@ def test_it_can_be_quantized():
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_changes_only_its_own(kind):
     before = coarse().graph
-    after = coarse().calibrate(load_digits()[0][:40], 3, kinds=[kind]).graph
+    after = coarse().calibrate(X[:40], 3, kinds=[kind]).graph
     changed = set()
     for old, new in zip(before, after, strict=True):
         if isinstance(old, IntegrateFire) and not np.array_equal(old.level, new.level):
@@ -204,7 +209,7 @@ def test_each_kind_changes_only_its_own(kind):
 
 def test_weights_alone_move_a_little():
     before = coarse().graph
-    after = coarse().calibrate(load_digits()[0][:100], 3, kinds=["weight"]).graph
+    after = coarse().calibrate(X[:100], 3, kinds=["weight"]).graph
     for old, new in zip(before, after, strict=True):
         for name in ("bias", "level", "scale", "threshold"):
             assert np.array_equal(getattr(old, name, 0), getattr(new, name, 0)), (old.name, name)
@@ -214,7 +219,7 @@ def test_weights_alone_move_a_little():
 
 
 def test_the_same_again():
-    x = load_digits()[0][:60]
+    x = X[:60]
     one, other = coarse().calibrate(x, 2), coarse().calibrate(x, 2)
     for a, b in zip(one.graph, other.graph, strict=True):
         for name in ("weight", "bias", "level", "scale"):
@@ -255,7 +260,7 @@ def test_what_may_be_changed_for_a_layer():
 
 
 def test_bad_input(tmp_path):
-    x = load_digits()[0][:8]
+    x = X[:8]
     for arguments, message in (
         ({"steps": 0}, "steps"),
         ({"kinds": ["colour"]}, "kinds"),
