@@ -34,7 +34,7 @@ from bridge.zoo.train import accuracy
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS = (1, 2, 4, 8, 16, 32)
-SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 1
+SEEDS, LONG, SEEDS_IF_LONG = 3, 8, 2
 """So many draws of calibration images, but fewer beyond T = `LONG`, where they agree anyway."""
 IMAGES, FEWER = 4096, 512
 """Training images to calibrate on; and the first of them, to quantize with and to fit FTBC's biases to."""
