@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
@@ -62,10 +61,6 @@ POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
 CALIBRATIONS = (*KINDS, "weight")
 """What `SpikingNetwork.calibrate` can change."""
-LAYERWISE = 512
-"""Images that it fits layers to one by one, at most: more do not help where a channel has so few numbers."""
-DRIVES = 2**28
-"""And at most so many that a layer's neurons get so many drives in T steps, 1 GiB: some three such arrays are held."""
 EMPHASES = (0.0, 0.3, 1.0)
 """Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
 RATE_STEPS = 16
@@ -205,9 +200,7 @@ class SpikingNetwork:
             outputs = torch.from_numpy(network.simulate(unseen, steps).outputs)
             return float(output_error(outputs[-1], wanted_of_unseen))
 
-        neurons = max((math.prod(self.graph.shapes[name]) for name in self.graph.spiking), default=1)
-        few = x[: max(1, min(LAYERWISE, DRIVES // (neurons * steps)))]
-        fits = [calibrate(self.graph, ann, few, steps, kinds, emphasis) for emphasis in EMPHASES]
+        fits = [calibrate(self.graph, ann, x, steps, kinds, emphasis) for emphasis in EMPHASES]
         best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
         refined = refine(best.graph, x, wanted, steps, kinds)
         return min([best, SpikingNetwork(to_float32(refined), ann)], key=error)

@@ -21,13 +21,23 @@ from bridge.passes import calibrate, refine, to_float32
 from bridge.passes.calibrate import KINDS, feeding
 from bridge.passes.refine import _fire, output_error
 from bridge.simulate import activations
+from bridge.zoo import models
 from bridge.zoo.data import dataset
 from bridge.zoo.pretrained import pretrained
 
-DIGITS = dataset("digits")
-X = DIGITS.normalise(DIGITS.train.x)
-"""The images to calibrate with."""
-UNSEEN, LABELS = DIGITS.normalise(DIGITS.test.x), DIGITS.test.y.numpy()
+
+@cache
+def images() -> torch.Tensor:
+    """The ones to calibrate with."""
+    data = dataset("digits")
+    return data.normalise(data.train.x)
+
+
+@cache
+def unseen() -> tuple[torch.Tensor, np.ndarray]:
+    """The test split, with its labels."""
+    data = dataset("digits")
+    return data.normalise(data.test.x), data.test.y.numpy()
 
 
 @cache
@@ -37,33 +47,33 @@ def coarse() -> SpikingNetwork:
     Trained here, it would be another network on each kind of processor, for these round differently.
     """
     model = pretrained("digits")
-    for module in model.modules():
-        if isinstance(module, QCFS):
-            module.threshold.data *= 2
-            module.levels *= 2
-    return bridge.convert(model, X[:1])
+    for module in models.activations(model):
+        module.threshold.data *= 2
+        module.levels *= 2
+    return bridge.convert(model, images()[:1])
 
 
 @cache
 def calibrated(steps: int) -> SpikingNetwork:
-    return coarse().calibrate(X[:400], steps)
+    return coarse().calibrate(images()[:400], steps)
 
 
 @pytest.mark.parametrize(("steps", "gained", "least"), [(1, 0.4, 0.95), (2, 0.06, 0.98), (4, 0.005, 0.99)])
 def test_far_more_images_are_right(steps, gained, least):
     """On the test split, which calibration has not seen."""
-    plain = coarse().simulate(UNSEEN, steps).accuracy(LABELS)[-1]
-    better = calibrated(steps).simulate(UNSEEN, steps).accuracy(LABELS)[-1]
+    x, y = unseen()
+    plain = coarse().simulate(x, steps).accuracy(y)[-1]
+    better = calibrated(steps).simulate(x, steps).accuracy(y)[-1]
     assert better > plain + gained, (plain, better)
     assert better > least
 
 
 def test_where_the_caller_wants_no_gradients():
     """As evaluation scripts do."""
-    images = X[:8]
-    expected = coarse().calibrate(images, 2)
+    x = images()[:8]
+    expected = coarse().calibrate(x, 2)
     with torch.inference_mode():
-        found = coarse().calibrate(images.clone(), 2)
+        found = coarse().calibrate(x.clone(), 2)
     for one, other in zip(expected.graph, found.graph, strict=True):
         if isinstance(one, Affine):
             np.testing.assert_array_equal(one.weight, other.weight)
@@ -76,9 +86,9 @@ def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
     The first layer hears what the ANN's does and has little to gain; what is made least there, squares, is not that.
     """
     errors = []
-    fitted = calibrate(coarse().graph, coarse().ann, X[:200], steps)
+    fitted = calibrate(coarse().graph, coarse().ann, images()[:200], steps)
     for network in (coarse(), SpikingNetwork(to_float32(fitted), coarse().ann)):
-        found = network.validate(UNSEEN, steps, []).reference.rate_error
+        found = network.validate(unseen()[0], steps, []).reference.rate_error
         errors.append(np.array([found[layer][-1] for layer in network.layers]))
     assert errors[1][0] < 1.01 * errors[0][0], errors
     assert (errors[1][1:] < 0.9 * errors[0][1:]).all(), errors
@@ -86,17 +96,18 @@ def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_all_layers_together_the_output_is_nearer_still(steps):
-    x, network = X[:200], coarse()
+    x, network = images()[:200], coarse()
     with torch.no_grad():
         wanted = torch.from_numpy(run_ann(network, x))
     start = calibrate(network.graph, network.ann, x, steps)
     refined = refine(start, x, wanted, steps)
-    first, then = (divergence(SpikingNetwork(to_float32(one), coarse().ann), UNSEEN, steps) for one in (start, refined))
+    both = (SpikingNetwork(to_float32(one), coarse().ann) for one in (start, refined))
+    first, then = (divergence(one, unseen()[0], steps) for one in both)
     assert then < 0.6 * first, (first, then)
 
 
-def test_networks_of_many_neurons_take_fewer_images_at_once(monkeypatch):
-    x, network, passes = X[:40], coarse(), sys.modules["bridge.passes.refine"]
+def test_both_many_neurons_take_fewer_images_at_once(monkeypatch):
+    x, network, passes = images()[:40], coarse(), sys.modules["bridge.passes.refine"]
     sizes = []
     own = passes.layer_by_layer
     monkeypatch.setattr(passes, "layer_by_layer", lambda g, x, *a, **o: sizes.append(len(x)) or own(g, x, *a, **o))
@@ -127,7 +138,7 @@ def divergence(network: SpikingNetwork, x: torch.Tensor, steps: int) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_it_is_never_further_from_the_ann_on_the_images_that_judge(steps):
     """Every fourth image: on them, the network as it was is one of those to choose from."""
-    x = X[:60]
+    x = images()[:60]
     fitted = coarse().calibrate(x, steps)
     assert divergence(fitted, x[::4], steps) <= divergence(coarse(), x[::4], steps)
 
@@ -166,19 +177,19 @@ def test_the_neuron_is_the_plain_one_and_every_backend_runs_it():
     assert moved > 0
     for name in ("spikingjelly", "snntorch"):
         require(name)
-    agreement = network.validate(UNSEEN, 5, ["spikingjelly", "snntorch"])
+    agreement = network.validate(unseen()[0], 5, ["spikingjelly", "snntorch"])
     assert agreement.agreed
 
 
 @pytest.mark.lava
 def test_lava_runs_it():
     require("lava")
-    assert calibrated(2).validate(UNSEEN[:8], 2, ["lava"]).agreed
+    assert calibrated(2).validate(unseen()[0][:8], 2, ["lava"]).agreed
 
 
 def test_it_can_be_quantized():
-    x, y, network = UNSEEN, LABELS, calibrated(4)
-    whole = network.quantize(8, calibration=X[:200])
+    (x, y), network = unseen(), calibrated(4)
+    whole = network.quantize(8, calibration=images()[:200])
     pixels = whole.pixels(x)
     spikes, readout = whole_numbers.spikes_of(whole.to_nir(), pixels[:40].numpy(), 4)
     record = whole.run(pixels[:40], 4)
@@ -190,7 +201,7 @@ def test_it_can_be_quantized():
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_changes_only_its_own(kind):
     before = coarse().graph
-    after = coarse().calibrate(X[:40], 3, kinds=[kind]).graph
+    after = coarse().calibrate(images()[:40], 3, kinds=[kind]).graph
     changed = set()
     for old, new in zip(before, after, strict=True):
         if isinstance(old, IntegrateFire) and not np.array_equal(old.level, new.level):
@@ -209,7 +220,7 @@ def test_each_kind_changes_only_its_own(kind):
 
 def test_weights_alone_move_a_little():
     before = coarse().graph
-    after = coarse().calibrate(X[:100], 3, kinds=["weight"]).graph
+    after = coarse().calibrate(images()[:100], 3, kinds=["weight"]).graph
     for old, new in zip(before, after, strict=True):
         for name in ("bias", "level", "scale", "threshold"):
             assert np.array_equal(getattr(old, name, 0), getattr(new, name, 0)), (old.name, name)
@@ -219,7 +230,7 @@ def test_weights_alone_move_a_little():
 
 
 def test_the_same_again():
-    x = X[:60]
+    x = images()[:60]
     one, other = coarse().calibrate(x, 2), coarse().calibrate(x, 2)
     for a, b in zip(one.graph, other.graph, strict=True):
         for name in ("weight", "bias", "level", "scale"):
@@ -260,7 +271,7 @@ def test_what_may_be_changed_for_a_layer():
 
 
 def test_bad_input(tmp_path):
-    x = X[:8]
+    x = images()[:8]
     for arguments, message in (
         ({"steps": 0}, "steps"),
         ({"kinds": ["colour"]}, "kinds"),

@@ -379,6 +379,16 @@ def test_distillation_is_from_the_network_that_the_run_began_with(levels, tmp_pa
         small_train(tmp_path / "none", still)
 
 
+def calls_of_train(card: str) -> list[tuple[tuple, dict]]:
+    """The arguments and options of each call of `train` in a card's "Train it again"."""
+    script = card.split("```python\n")[2].split("```")[0]
+    calls = []
+    record = {"train": lambda *arguments, **options: calls.append((arguments, options)), "folder": "folder"}
+    lines = [line for line in script.splitlines() if not line.startswith(("from ", "data = "))]
+    exec("\n".join(lines), {**record, "Recipe": Recipe, "data": "data"})
+    return calls
+
+
 def test_it_can_begin_with_given_weights(tmp_path):
     first = small_train(tmp_path / "first")
     recipe = replace(TINY, epochs=1, relu_epochs=0, learning_rate=1e-9, weight_decay=0.0, threshold_weight_decay=0.0)
@@ -388,11 +398,7 @@ def test_it_can_begin_with_given_weights(tmp_path):
     third = small_train(tmp_path / "third", recipe, initial=second.weights)
     card = third.card.read_text()
     assert f"beginning with the weights of a run of 1 epochs ({second.accuracy:.2%})" in card
-    script = card.split("```python\n")[2].split("```")[0]
-    calls = []
-    record = {"train": lambda *arguments, **options: calls.append((arguments, options)), "folder": "folder"}
-    lines = [line for line in script.splitlines() if not line.startswith(("from ", "data = "))]
-    exec("\n".join(lines), {**record, "Recipe": Recipe, "data": "data"})
+    calls = calls_of_train(card)
     assert [arguments[:3] for arguments, _ in calls] == [("digits", "data", one) for one in (TINY, recipe, recipe)]
     assert [options["seed"] for _, options in calls] == [0, 5, 0]
     assert "initial" not in calls[0][1]
@@ -402,12 +408,8 @@ def test_it_can_begin_with_given_weights(tmp_path):
 
 def test_the_card_defines_the_augmentation_of_ones_own_that_the_run_before_had(tmp_path):
     first = small_train(tmp_path / "first", augment=lambda x, *_, **__: patterns().normalise(x))
-    card = small_train(tmp_path / "second", replace(TINY, epochs=1, relu_epochs=0), initial=first.weights).card
-    script = card.read_text().split("```python\n")[2].split("```")[0]
-    calls = []
-    lines = [line for line in script.splitlines() if not line.startswith(("from ", "data = "))]
-    exec("\n".join(lines), {"train": lambda *_, **options: calls.append(options), "Recipe": Recipe, "data": "data"})
-    assert ["augment" in options for options in calls] == [True, False]
+    second = small_train(tmp_path / "second", replace(TINY, epochs=1, relu_epochs=0), initial=first.weights)
+    assert ["augment" in options for _, options in calls_of_train(second.card.read_text())] == [True, False]
 
 
 def test_weights_of_another_library_can_be_begun_with(tmp_path):

@@ -16,6 +16,7 @@ do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,10 @@ from bridge.simulate import activations
 from bridge.simulate.layerwise import layer_by_layer
 
 KINDS = ("bias", "gain", "potential")
+IMAGES = 512
+"""That layers are fitted to, at most: more do not help where a channel has so few numbers."""
+DRIVES = 2**28
+"""And at most so many that a layer's neurons get so many drives in T steps, 1 GiB: some three such arrays are held."""
 SAMPLES = 2**18
 """Drives of one layer that are looked at, one each step, neuron and image: more do not change what is found."""
 LEAST = 256
@@ -75,13 +80,15 @@ def calibrate(
     Args:
         graph: with neurons of unit threshold.
         ann: the network it came from; its activations have the same names.
-        x: images ``[B, *input]``, without labels.
+        x: images ``[B, *input]``, without labels; of many, the first.
         steps: T.
         kinds: which of `KINDS` may change; others mean nothing here. Bias and gain need layers with weights that feed
             these neurons alone.
         emphasis: how much the square of a channel's mean error counts, beside its mean square error.
     """
     kinds = tuple(kinds)
+    neurons = max((math.prod(graph.shapes[name]) for name in graph.spiking), default=1)  # of the largest layer
+    x = x[: max(1, min(IMAGES, DRIVES // (neurons * steps)))]
     targets, _, output = activations(ann, x)
     changed: dict[str, Layer] = {}
     generator = torch.Generator().manual_seed(0)

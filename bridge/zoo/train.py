@@ -625,12 +625,13 @@ class _Training:
     def _save(self) -> None:
         if not self.plan.group.writes:
             return
-        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+        weights = self.model.state_dict()
+        if not all(value.isfinite().all() for value in weights.values()):
             raise self._diverged("weights are no longer finite")
         path = self.plan.out / CHECKPOINT
         content = {
             "settings": json.dumps(self.plan.settings),
-            "model": self.model.state_dict(),
+            "model": weights,
             "optimiser": self.optimiser.state_dict(),
             "position": vars(self.at),
         }
