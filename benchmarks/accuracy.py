@@ -24,13 +24,13 @@ from torch import Tensor
 
 import bridge
 from bridge import SpikingNetwork
-from bridge.environment import environment
-from bridge.files import replacing
+from bridge._util.environment import environment
+from bridge._util.files import replacing
+from bridge._util.progress import progress
 from bridge.network import RATE_STEPS
-from bridge.progress import progress
 from bridge.zoo.data import Dataset, dataset
 from bridge.zoo.pretrained import DATA, FOLDER, pretrained
-from bridge.zoo.train import accuracy
+from bridge.zoo.training.train import accuracy
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -60,7 +60,7 @@ PUBLISHED: dict[str, tuple[float, dict[int, float]]] = {
 
 HEAD = """# Accuracy at few steps
 
-Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridge.zoo.train`; their cards in
+Networks that come with the package (`bridge.zoo.pretrained`), trained by `bridge.zoo.training.train`; their cards in
 `bridge/zoo/trained/` say how. The larger two ended with an epoch or more in which every second step of training ran as
 spikes at T = 4 ([how](training.md)). *Plain* is conversion as published: thresholds folded into weights, v(0) half a
 threshold, nothing fitted. *Calibrated* is `network.calibrate(images, steps=T)` ([how](calibration.md)): the same plain

@@ -16,8 +16,8 @@ from typing import Any
 
 import bridge
 from bridge import Agreement, registry
-from bridge.environment import environment
-from bridge.files import replacing
+from bridge._util.environment import environment
+from bridge._util.files import replacing
 from bridge.zoo.data import dataset
 from bridge.zoo.pretrained import DATA, pretrained
 

@@ -44,15 +44,15 @@ from torch import Tensor, nn
 
 import bridge
 from bridge import registry
-from bridge.demo import digits_model
+from bridge._util.progress import progress
+from bridge.cli.demo import digits_model
 from bridge.errors import BackendError
 from bridge.graph import IntegrateFire
 from bridge.network import SpikingNetwork
-from bridge.progress import progress
-from bridge.qcfs import QCFS
+from bridge.prepare.qcfs import QCFS
 from bridge.records import SpikeRecord, differing
-from bridge.simulate import simulate
-from bridge.simulate.kernels import has_int8
+from bridge.simulate.engine.kernels import has_int8
+from bridge.simulate.reference import simulate
 from bridge.zoo import resnet20, vgg16
 
 DOCS = Path(__file__).parent.parent / "docs"

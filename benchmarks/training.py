@@ -20,7 +20,7 @@ from typing import Any
 
 from bridge.zoo.data import Dataset, dataset
 from bridge.zoo.recipes import PAPER, SHORT, Recipe
-from bridge.zoo.train import Result, train
+from bridge.zoo.training.train import Result, train
 
 QCFS_ALONE = replace(SHORT, relu_epochs=0, cutout=0)
 """The short recipe without ReLU epochs, which compiled QCFS makes needless, and hardly augmented."""
@@ -69,7 +69,7 @@ TRAININGS = {
 
 
 def run(training: Training, data: Dataset, out: Path, **options: Any) -> Result:
-    """Train through all stages, in folders of `out`; `options` are of `bridge.zoo.train.train`. Returns the last."""
+    """Train through all stages, in folders of `out`; `options` are those of `train`. Returns the last."""
     initial: Path | None = None
     for number, recipe in enumerate(training.stages, start=1):
         result = train(training.model, data, recipe, out / f"stage{number}", initial=initial, **options)

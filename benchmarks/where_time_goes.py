@@ -20,13 +20,13 @@ import torch
 from lava_speed import seconds
 from simulation import SUBJECTS, networks
 
-import bridge.simulate.engine
-from bridge.demo import load_digits, train_digits
+import bridge.simulate.engine.engine
+from bridge.cli.demo import load_digits, train_digits
 from bridge.graph import Affine, Conv1d, Conv2d, LayerGraph
+from bridge.graph.ranges import Range
 from bridge.network import SpikingNetwork, convert
-from bridge.ranges import Range
-from bridge.simulate.engine import Engine
-from bridge.simulate.kernels import _convolution, _int8, has_int8
+from bridge.simulate.engine.engine import Engine
+from bridge.simulate.engine.kernels import _convolution, _int8, has_int8
 
 STEPS, IMAGES = 8, 16
 SIZES = ((16, 32), (64, 32), (128, 16), (256, 8), (512, 4))
@@ -82,12 +82,12 @@ def parts(network: SpikingNetwork, x: torch.Tensor) -> dict[str, float]:
 
     total = seconds(lambda: engine.run(x, STEPS))
     engine._kernels = {name: timed("layers", kernel) for name, kernel in engine._kernels.items()}
-    own = bridge.simulate.engine.integrate_fire
-    bridge.simulate.engine.integrate_fire = timed("neurons", own)
+    own = bridge.simulate.engine.engine.integrate_fire
+    bridge.simulate.engine.engine.integrate_fire = timed("neurons", own)
     try:
         engine.run(x, STEPS)
     finally:
-        bridge.simulate.engine.integrate_fire = own
+        bridge.simulate.engine.engine.integrate_fire = own
     return {"seconds": total, **spent}
 
 

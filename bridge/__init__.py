@@ -1,9 +1,8 @@
 """From a QCFS-trained network to a spiking one that every neuromorphic framework runs spike for spike alike."""
 
 from bridge import loihi, zoo
-from bridge.adapters import register_activation, unregister_activation
 from bridge.agreement import Agreement
-from bridge.checkpoints import load_checkpoint
+from bridge.backends import registry  # noqa: F401
 from bridge.errors import (
     BackendError,
     BridgeError,
@@ -15,12 +14,14 @@ from bridge.errors import (
 )
 from bridge.foreign import ForeignNetwork
 from bridge.network import SpikingNetwork, convert, load
-from bridge.qcfs import QCFS
+from bridge.prepare.adapters import register_activation, unregister_activation
+from bridge.prepare.checkpoints import load_checkpoint
+from bridge.prepare.qcfs import QCFS
+from bridge.prepare.replace import replace_activations
+from bridge.prepare.thresholds import fit_thresholds
 from bridge.records import SpikeRecord
 from bridge.reduction import Reduction, reduce
-from bridge.replace import replace_activations
-from bridge.thresholds import fit_thresholds
-from bridge.tolerance import Tolerance, assert_agreement
+from bridge.validation.tolerance import Tolerance, assert_agreement
 
 __all__ = [
     "QCFS",

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge._util.files import replacing
 from bridge.errors import InputError
-from bridge.files import replacing
 
 FORMAT = 2
 """Of ``agreement.json``; it changes when a reader of an older one would misunderstand it."""
 
 PARTS = ("inherited", "clipping", "quantisation", "unevenness")
-"""The parts of the rate error (`bridge.error_parts`), in the order in which they are stacked."""
+"""The parts of the rate error (`bridge.validation.rate_error`), in the order in which they are stacked."""
 
 Layers = dict[str, list[float]]
 """By layer: a number for each of the time steps 1..T."""
@@ -26,9 +26,10 @@ class Divergence:
     """A spike that is wrong by itself: given what the neuron heard, and fired before, the reference decides otherwise.
 
     Membranes are the potentials u after integration, before reset, which fire at ``level``; ``exact_membrane`` is the
-    same in float64. ``rounding`` is how far float32 can err here (`bridge.divergence.SLACK` times the reference's own
-    largest error in this layer). It is a *tie* if the backend's potential lies that close to the exact one and fired
-    as it says: then the two potentials lie on different sides of the level for no other reason than rounding.
+    same in float64. ``rounding`` is how far float32 can err here (`bridge.validation.divergence.SLACK` times the
+    reference's own largest error in this layer). It is a *tie* if the backend's potential lies that close to the exact
+    one and fired as it says: then the two potentials lie on different sides of the level for no other reason than
+    rounding.
     """
 
     layer: str
@@ -50,7 +51,8 @@ class BackendAgreement:
     Against the reference: ``differing``, spikes that differ, by layer; ``top1_reference``, share of images whose
     largest output is the reference's; ``first``, the first step and the first layer in it where a spike differs, with
     the divergence that began it where there is one; ``divergences``, the spikes that are wrong by themselves (of
-    each layer at most `bridge.tally.LISTED`), ``ties`` of them all, and ``unexplained``, those that are not ties;
+    each layer at most `bridge.validation.accumulators.LISTED`), ``ties`` of them all, and ``unexplained``, those that
+    are not ties;
     ``readout_error``, the largest difference between the readout and what the reference makes of the same spikes, and
     ``readouts_wrong``, the readouts (images × steps) that differ by more than rounding.
 
@@ -99,7 +101,7 @@ class BackendAgreement:
 
 @dataclass(frozen=True, eq=False)
 class RateError:
-    """Where the reference's rate error comes from, by layer and time step (`bridge.error_parts`).
+    """Where the reference's rate error comes from, by layer and time step (`bridge.validation.rate_error`).
 
     ``parts``: by name of `PARTS`, what each contributes to the mean ``|φ(t) − a/λ|``; they add up to it. ``isolated``:
     that mean for the layer by itself, driven by the ANN's own activations: what it causes. The rest it inherits.
@@ -116,8 +118,8 @@ class Agreement:
     ``neurons``: by spiking layer, in order. ``reference`` is the reference simulator held against the ANN;
     ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
     by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN.
-    ``samples`` holds some neurons and images for the report's pictures (`bridge.samples`), ``environment`` what it was
-    run on. Example: docs/agreement_schema.md.
+    ``samples`` holds some neurons and images for the report's pictures (`bridge.validation.samples`), ``environment``
+    what it was run on. Example: docs/agreement_schema.md.
     """
 
     steps: int

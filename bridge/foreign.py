@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge.converters.nir_graphs.third_party import parse
 from bridge.errors import InputError
-from bridge.foreign_graph import parse
 from bridge.graph import Shape
 from bridge.records import SpikeRecord
 from bridge.simulate.nir_reference import simulate_nir

@@ -19,42 +19,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bridge import nir_graph, registry
+from bridge._util.files import replacing
+from bridge._util.progress import progress
 from bridge.agreement import Agreement
-from bridge.capture.torch_model import capture
+from bridge.backends import registry
+from bridge.backends.recorded import Recorded
+from bridge.converters.nir_graphs import ours as nir_graph
+from bridge.converters.nir_graphs.third_party import FOREIGN
+from bridge.converters.torch_models.model import capture
 from bridge.errors import BackendError, ConversionError, GraphError, InputError, LossyWarning
-from bridge.files import replacing
 from bridge.foreign import ForeignNetwork
-from bridge.foreign_graph import FOREIGN
 from bridge.graph import LayerGraph
-from bridge.passes import (
-    ann_on_pixels,
-    calibrate,
-    fold_batch_norm,
-    fold_thresholds,
-    lower_concat,
-    on_pixels,
-    quantize,
-    refine,
-    to_float32,
-)
-from bridge.passes.calibrate import KINDS
-from bridge.passes.refine import output_error
-from bridge.pixels import PixelGrid, fitted, normalised
-from bridge.progress import progress
-from bridge.ranges import LARGEST_PIXEL
-from bridge.recorded import Recorded
+from bridge.graph.pixel_grid import PixelGrid, fitted, normalised
+from bridge.graph.ranges import LARGEST_PIXEL
+from bridge.passes.calibration.gradient import output_error, refine
+from bridge.passes.calibration.layerwise import KINDS, calibrate
+from bridge.passes.calibration.time_bias import TimeBiased, time_biased
+from bridge.passes.fold_batch_norm import fold_batch_norm
+from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.lower_concat import lower_concat
+from bridge.passes.quantization.on_pixels import ann_on_pixels, on_pixels
+from bridge.passes.quantization.quantize import quantize
+from bridge.passes.to_float32 import to_float32
 from bridge.records import SpikeRecord, differing
-from bridge.simulate import activations, simulate
-from bridge.simulate.engine import MEMORY, Engine
+from bridge.simulate.ann import activations
+from bridge.simulate.engine.engine import MEMORY, Engine
+from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import tensor
-from bridge.simulate.simulation import Simulation
-from bridge.time_bias import TimeBiased, time_biased
-from bridge.validate import REFERENCE, Batch, Contestant, Findings, Runner, compare
-from bridge.validate import validate as hold_against
+from bridge.simulate.reference import simulate
+from bridge.validation.compare import REFERENCE, Batch, Contestant, Findings, Runner, compare
+from bridge.validation.compare import validate as hold_against
 
 if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
-    from exporters.base import Backend
+    from bridge.backends.protocol import Backend
 
 LOADED_IN = os.getpid()
 POTENTIALS = 2**29
@@ -155,11 +152,11 @@ class SpikingNetwork:
             ConversionError: the network was read from a NIR file, which holds no ANN.
             BridgeError: onnx is not installed.
         """
-        from bridge import onnx_graph  # onnx is an optional extra
+        from bridge.converters.onnx_files import writer  # onnx is an optional extra
 
         if self.ann is None:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
-        onnx_graph.write(self.ann, path)
+        writer.write(self.ann, path)
 
     def calibrate(
         self, data: Tensor | NDArray[Any], steps: int, *, kinds: Sequence[str] = CALIBRATIONS
@@ -209,7 +206,7 @@ class SpikingNetwork:
         """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.
 
         It asks of hardware T biases a channel and a count of steps that all cores share, which neither NIR nor Loihi
-        has (`bridge.time_bias`); `calibrate` asks for neither.
+        has (`bridge.passes.calibration.time_bias`); `calibrate` asks for neither.
 
         Args:
             data: images ``[B, *input]`` as the ANN takes them, without labels: a few hundred, not the test data.
@@ -468,9 +465,9 @@ def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | N
             raise InputError("convert: a torch module needs an example_input, float images [B, ...] that it takes")
         ann = capture(model, example_input)
     elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
-        from bridge.capture import onnx_model  # onnx is an optional extra
+        from bridge.converters.onnx_files import reader  # onnx is an optional extra
 
-        ann = onnx_model.capture(Path(model))
+        ann = reader.capture(Path(model))
     else:
         came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
         raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
@@ -507,7 +504,7 @@ def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignN
 
 @dataclass(eq=False)
 class Contest:
-    """Measures batches: what `bridge.validate.compare` needs. Other threads and processes export their own models."""
+    """Measures batches: what `compare` needs. Other threads and processes export their own models."""
 
     graph: LayerGraph
     ann: LayerGraph | None

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.files import replacing
 from bridge.errors import InputError, ValidationError
-from bridge.files import replacing
 from bridge.graph import Shape
 
 Spikes = NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """The smallest network, images and number of steps on which a backend still disagrees with the reference.
 
 Delta debugging: something is taken away, the backend itself runs what is left, and if the same layer is still wrong by
-itself there (`bridge.divergence`), it stays away.
+itself there (`bridge.validation.divergence`), it stays away.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge import nir_graph, registry
-from bridge.divergence import Replay
+from bridge._util.files import replacing
+from bridge._util.progress import progress
+from bridge.backends import registry
+from bridge.converters.nir_graphs import ours as nir_graph
 from bridge.errors import GraphError, InputError
-from bridge.files import replacing
 from bridge.graph import Input, IntegrateFire, Layer, LayerGraph
 from bridge.network import SpikingNetwork, _batch, _whole
-from bridge.progress import progress
 from bridge.records import SpikeRecord
-from bridge.simulate import simulate
 from bridge.simulate.ops import evaluate, tensor
-from bridge.validate import Batch, Contestant, compare
+from bridge.simulate.reference import simulate
+from bridge.validation.compare import Batch, Contestant, compare
+from bridge.validation.divergence import Replay
 
 if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
-    from exporters.base import Backend
+    from bridge.backends.protocol import Backend
 
 logger = logging.getLogger(__name__)
 

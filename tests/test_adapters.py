@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from bridge import QCFS, ConversionError, convert
-from bridge.adapters import as_qcfs, is_activation, register_activation, unregister_activation
+from bridge.prepare.adapters import as_qcfs, is_activation, register_activation, unregister_activation
 
 
 class Official(nn.Module):

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.testing import assert_close
 
 from bridge.errors import InputError
-from bridge.zoo import augment
+from bridge.zoo.training import augment
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SIZES = [(32, 32), (17, 24), (3, 3), (1, 1), (2, 7)]

@@ -13,7 +13,7 @@ import simulation
 from conftest import require
 from simulation import ANN, FLOAT32, INT8
 
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 
 SECONDS = {INT8: [1.0, 2.0, 4.0], FLOAT32: [2.0, 2.0, 2.0], "snnTorch": [8.0, 10.0, 12.0]}
 

@@ -17,10 +17,10 @@ from torch import nn
 import bridge
 from bridge import QCFS, ConversionError, InputError, SpikingNetwork
 from bridge.graph import Affine, IntegrateFire
-from bridge.passes import calibrate, refine, to_float32
-from bridge.passes.calibrate import KINDS, feeding
-from bridge.passes.refine import _fire, output_error
-from bridge.simulate import activations
+from bridge.passes.calibration.gradient import _fire, output_error, refine
+from bridge.passes.calibration.layerwise import KINDS, calibrate, feeding
+from bridge.passes.to_float32 import to_float32
+from bridge.simulate.ann import activations
 from bridge.zoo import models
 from bridge.zoo.data import dataset
 from bridge.zoo.pretrained import pretrained
@@ -107,7 +107,7 @@ def test_all_layers_together_the_output_is_nearer_still(steps):
 
 
 def test_both_many_neurons_take_fewer_images_at_once(monkeypatch):
-    x, network, passes = images()[:40], coarse(), sys.modules["bridge.passes.refine"]
+    x, network, passes = images()[:40], coarse(), sys.modules["bridge.passes.calibration.gradient"]
     sizes = []
     own = passes.layer_by_layer
     monkeypatch.setattr(passes, "layer_by_layer", lambda g, x, *a, **o: sizes.append(len(x)) or own(g, x, *a, **o))

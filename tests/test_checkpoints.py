@@ -13,7 +13,7 @@ from test_adapters import Official, Older
 from torch import nn
 
 from bridge import QCFS, InputError, replace_activations
-from bridge.checkpoints import load_checkpoint
+from bridge.prepare.checkpoints import load_checkpoint
 from bridge.zoo import resnet20
 
 

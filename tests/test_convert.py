@@ -14,7 +14,7 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, ConversionError, InputError
-from bridge.simulate import activations
+from bridge.simulate.ann import activations
 
 
 def state(model):

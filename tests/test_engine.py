@@ -22,8 +22,9 @@ import bridge
 from bridge import GraphError, InputError, SpikingNetwork
 from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, SumPool2d
 from bridge.nir_graph import to_nir
-from bridge.simulate import engine, events, fire, kernels
-from bridge.simulate.engine import Engine
+from bridge.simulate.engine import engine, events, kernels
+from bridge.simulate.engine import fused_loop as fire
+from bridge.simulate.engine.engine import Engine
 from bridge.zoo import resnet20
 
 WHOLE = {"mlp": whole_networks.mlp, "cnn": whole_networks.cnn, "residual": whole_networks.residual}
@@ -237,7 +238,7 @@ def test_weights_or_inputs_beyond_8_bits_run_in_float(layer_by_layer):
     x = network.pixels(digits.test_images()[0][:5])
     spikes, readout = whole_numbers.spikes_of(network.to_nir(), x.numpy(), 4)
     assert_equal(network.simulate(x, 4, record=True), spikes.keys(), spikes.values(), readout)
-    bound = bridge.ranges.Range(*(np.array([value]) for value in (0.0, 200.0, 200.0)))
+    bound = bridge.graph.ranges.Range(*(np.array([value]) for value in (0.0, 200.0, 200.0)))
     layer = Linear(name="fc", inputs=("pool",), weight=np.full((1, 1), 127.0), bias=np.zeros(1))
     assert kernels._int8(layer, bound, bound) is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bridge import environment
+from bridge._util import environment
 
 
 def test_a_package_that_runs_without_being_installed(monkeypatch):

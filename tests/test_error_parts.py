@@ -14,8 +14,9 @@ from torch import nn
 import bridge
 from bridge import QCFS
 from bridge.agreement import PARTS
-from bridge.error_parts import error_parts
-from bridge.simulate import activations, simulate
+from bridge.simulate.ann import activations
+from bridge.simulate.reference import simulate
+from bridge.validation.rate_error import error_parts
 
 
 def roughened(name: str):

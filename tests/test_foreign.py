@@ -14,7 +14,8 @@ from conftest import require
 from torch import nn
 
 import bridge
-from bridge import GraphError, InputError, sources
+from bridge import GraphError, InputError
+from bridge.cli import sources
 from bridge.foreign import ForeignNetwork
 from bridge.records import SpikeRecord, differing
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import bridge
 from bridge import QCFS
-from bridge.memory_format import while_learning
-from bridge.zoo.train import train
+from bridge._util.memory_format import while_learning
+from bridge.zoo.training.train import train
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 

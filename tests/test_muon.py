@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge.passes.muon import Muon, orthogonal
+from bridge.passes.calibration.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (1, 9), (10, 1)])

@@ -13,7 +13,7 @@ from torch import nn
 import bridge
 from bridge import GraphError
 from bridge.graph import BatchNorm, Input, LayerGraph
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 
 STEPS = 5
 

@@ -21,8 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from bridge import QCFS, BridgeError, ConversionError
-from bridge.capture import torch_model
-from bridge.capture.onnx_model import capture
+from bridge.converters.onnx_files.reader import capture
+from bridge.converters.onnx_files.writer import write
+from bridge.converters.torch_models import model as torch_model
 from bridge.errors import GraphError
 from bridge.graph import (
     Add,
@@ -39,9 +40,8 @@ from bridge.graph import (
     Linear,
     Scale,
 )
-from bridge.onnx_graph import write
-from bridge.passes import fold_batch_norm
-from bridge.simulate import activations
+from bridge.passes.fold_batch_norm import fold_batch_norm
+from bridge.simulate.ann import activations
 
 # What torch's two exporters warn of in their own code.
 pytestmark = [
@@ -1304,7 +1304,8 @@ def test_without_onnx_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_onnx_is_imported_only_when_it_is_used():
-    code = "import sys, bridge, bridge.onnx_graph, bridge.capture.onnx_model; sys.exit('onnx' in sys.modules)"
+    files = "bridge.converters.onnx_files"
+    code = f"import sys, bridge, {files}.writer, {files}.reader; sys.exit('onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -16,12 +16,16 @@ from torch import nn
 import bridge
 from bridge import QCFS, ConversionError, GraphError, InputError, SpikingNetwork
 from bridge.graph import Affine, Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, Scale, SumPool2d
-from bridge.loihi.registers import LARGEST_BIAS_MANTISSA, LARGEST_INPUT, LARGEST_STATE, LARGEST_THRESHOLD, UNIT
+from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, LARGEST_INPUT, LARGEST_STATE, LARGEST_THRESHOLD, UNIT
+from bridge.graph.pixel_grid import fitted, normalised
+from bridge.graph.ranges import ranges
 from bridge.nir_graph import from_nir, to_nir
-from bridge.passes.quantize import _Member, _Plan, _statistics  # the search itself, for one test of its choice
-from bridge.passes.scale_groups import tied
-from bridge.pixels import fitted, normalised
-from bridge.ranges import ranges
+from bridge.passes.quantization.quantize import (  # the search itself, for one test of its choice
+    _Member,
+    _Plan,
+    _statistics,
+)
+from bridge.passes.quantization.scale_groups import tied
 
 SCHEMES = ("per_channel", "per_layer")
 

@@ -11,9 +11,9 @@ from conftest import require
 
 import bridge
 from bridge import InputError, ValidationError
-from bridge.recorded import Recorded
+from bridge.backends.recorded import Recorded
 from bridge.records import SpikeRecord
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 
 STEPS = 5
 

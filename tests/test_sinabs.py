@@ -14,7 +14,7 @@ from conftest import assert_equal, require
 import bridge
 from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph
 from bridge.nir_graph import to_nir
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 
 STEPS = 5
 

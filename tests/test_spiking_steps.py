@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bridge
-from bridge.zoo.spiking_steps import SpikingSteps, spike_train
+from bridge.zoo.training.spiking_steps import SpikingSteps, spike_train
 
 
 @pytest.mark.parametrize("threshold", [1.5, torch.tensor([0.5, 1.0, 1.5, 2.0])], ids=["one", "per channel"])

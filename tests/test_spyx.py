@@ -14,7 +14,7 @@ import bridge
 from bridge import GraphError
 from bridge.graph import BatchNorm, Input, IntegrateFire, LayerGraph, SumPool2d
 from bridge.nir_graph import to_nir
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 
 STEPS = 5
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, ConversionError, InputError, replace_activations
-from bridge.thresholds import DEAD_THRESHOLD, fit_thresholds
+from bridge.prepare.thresholds import DEAD_THRESHOLD, fit_thresholds
 
 
 def distribution(name: str, count: int = 20_000) -> np.ndarray:
@@ -233,7 +233,7 @@ def test_channels_of_very_different_size():
         warnings.simplefilter("error")
         for method in ("mse", "percentile", "max"):
             fit_thresholds(model, torch.full((100, 4), 1.0) * sizes, method=method)
-            expected = sizes.clamp(min=bridge.qcfs.SMALLEST_THRESHOLD)
+            expected = sizes.clamp(min=bridge.prepare.qcfs.SMALLEST_THRESHOLD)
             torch.testing.assert_close(model[0].threshold.detach(), expected, rtol=0.02, atol=0)
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import bridge
 from bridge import InputError, ValidationError
 from bridge.agreement import Agreement, BackendAgreement, Divergence
-from bridge.recorded import Recorded
-from bridge.tolerance import Tolerance, assert_agreement, check
+from bridge.backends.recorded import Recorded
+from bridge.validation.tolerance import Tolerance, assert_agreement, check
 
 NEURONS = {"conv.act[0]": 10, "conv.act[1]": 7, "fc": 3}
 

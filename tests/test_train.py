@@ -22,13 +22,13 @@ from torch import nn
 import bridge
 from bridge.errors import BridgeError, InputError
 from bridge.zoo import models
-from bridge.zoo import train as training
-from bridge.zoo.augment import standard
 from bridge.zoo.data import Dataset, Images
 from bridge.zoo.models import load_weights
 from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
-from bridge.zoo.spiking_steps import SpikingSteps
-from bridge.zoo.train import CARD, CHECKPOINT, METRICS, WEIGHTS, derived, train
+from bridge.zoo.training import train as training
+from bridge.zoo.training.augment import standard
+from bridge.zoo.training.spiking_steps import SpikingSteps
+from bridge.zoo.training.train import CARD, CHECKPOINT, METRICS, WEIGHTS, derived, train
 
 TINY = Recipe(
     epochs=4,

@@ -20,8 +20,8 @@ import bridge
 from bridge import BackendError, InputError, ValidationError
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
-from bridge.simulate import simulate
-from bridge.validate import Batch, Contestant, compare, validate
+from bridge.simulate.reference import simulate
+from bridge.validation.compare import Batch, Contestant, compare, validate
 
 STEPS = 6
 

@@ -28,10 +28,10 @@ from conftest import require
 
 import bridge
 from bridge import BackendError, GraphError, InputError, registry
+from bridge.backends.subprocess_client import OtherEnvironment, RemoteNetwork, time_limit, variable
 from bridge.graph import Input, IntegrateFire, LayerGraph, Linear
 from bridge.nir_graph import to_nir
-from bridge.other_environment import OtherEnvironment, RemoteNetwork, time_limit, variable
-from bridge.simulate import simulate
+from bridge.simulate.reference import simulate
 from exporters.snntorch import SnnTorch
 
 STEPS = 5
@@ -293,7 +293,7 @@ PROGRAM = f"""
 import os, sys, threading, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import bridge, networks
-from bridge.other_environment import OtherEnvironment
+from bridge.backends.subprocess_client import OtherEnvironment
 model, shape = networks.mlp()
 x = networks.dyadic_images(3, shape)
 backend = OtherEnvironment("snntorch", {TARGET!r}, sys.executable)

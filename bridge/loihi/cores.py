@@ -8,9 +8,9 @@ from math import ceil, log2
 
 import numpy as np
 
+from bridge.graph.loihi_registers import BIAS_EXPONENT_BITS, BIAS_MANTISSA_BITS, STATE_BITS, WEIGHT_BITS
 from bridge.loihi.chips import Chip
 from bridge.loihi.connections import Connections
-from bridge.loihi.registers import BIAS_EXPONENT_BITS, BIAS_MANTISSA_BITS, STATE_BITS, WEIGHT_BITS
 
 NEURON_BITS = 2 * STATE_BITS + BIAS_MANTISSA_BITS + BIAS_EXPONENT_BITS
 """A neuron's registers: membrane potential, synaptic input and bias."""

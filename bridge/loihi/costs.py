@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.files import replacing
 from bridge.errors import ConversionError, ValidationError
-from bridge.files import replacing
 from bridge.graph import Affine, LayerGraph, Scale
+from bridge.graph.loihi_registers import WEIGHT_BITS
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
 from bridge.loihi.connections import Connections, between, connections, multiplications, weights
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
-from bridge.loihi.registers import WEIGHT_BITS
 from bridge.records import SpikeRecord
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from bridge._util.files import replacing
 from bridge.agreement import PARTS, Agreement
-from bridge.files import replacing
 
 LISTED = 20
 """How many of a backend's divergences the page shows."""

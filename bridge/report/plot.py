@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bridge._util.files import replacing
 from bridge.agreement import Agreement
 from bridge.errors import BridgeError, InputError
-from bridge.files import replacing
 
 MARKERS = "o+x1234"
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -1,6 +1,1 @@
-"""The reference simulator and the ANN's own forward pass, both over a `bridge.graph.LayerGraph`."""
-
-from bridge.simulate.ann import activations
-from bridge.simulate.reference import simulate
-
-__all__ = ["activations", "simulate"]
+"""Running a layer graph: the ANN, the reference simulator, the fast engine, any NIR graph."""

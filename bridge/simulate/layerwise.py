@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from bridge._util.progress import progress
 from bridge.graph import IntegrateFire, LayerGraph
-from bridge.progress import progress
 from bridge.simulate.ops import evaluate
 
 Fire = Callable[[IntegrateFire, Tensor], Tensor]

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.foreign_graph import Delay, Flatten, ForeignGraph, Neurons, Node, Passage, Scale, Threshold
+from bridge.converters.nir_graphs.third_party import (
+    Delay,
+    Flatten,
+    ForeignGraph,
+    Neurons,
+    Node,
+    Passage,
+    Scale,
+    Threshold,
+)
 from bridge.graph import Layer, Shape
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import evaluate

@@ -1,7 +1,7 @@
 """The reference simulator: the spiking network in float32, one time step after another, nothing clever.
 
 For a network in whole numbers this is integer arithmetic, since float32 holds them all up to 2^24: the network's sums
-stay below that (`bridge.passes.quantize`), and its potentials are watched here.
+stay below that (`bridge.passes.quantization.quantize`), and its potentials are watched here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bridge.errors import InputError
 from bridge.graph import IntegrateFire, LayerGraph
-from bridge.ranges import EXACT
+from bridge.graph.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import channels, evaluate, tensor
 

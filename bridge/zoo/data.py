@@ -121,12 +121,12 @@ def dataset(name: str, folder: str | Path | None = None) -> Dataset:
 
 
 def digits() -> Dataset:
-    """scikit-learn's handwritten digits, 8×8, split as `bridge.demo.load_digits` does; levels k/16 become 255·k/16.
+    """scikit-learn's handwritten digits, 8×8, split as `bridge.cli.demo.load_digits` does; levels k/16 become 255·k/16.
 
     Raises:
         BridgeError: scikit-learn is not installed.
     """
-    from bridge.demo import load_digits
+    from bridge.cli.demo import load_digits
 
     x, y, x_test, y_test = load_digits()
     train = Images((x * 255).round().to(torch.uint8), torch.from_numpy(y))

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge.checkpoints import load_checkpoint
+from bridge._util.files import replacing
 from bridge.errors import BridgeError, InputError
-from bridge.files import replacing
-from bridge.qcfs import QCFS
+from bridge.prepare.checkpoints import load_checkpoint
+from bridge.prepare.qcfs import QCFS
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.resnet import resnet18, resnet20, resnet34
 from bridge.zoo.small import small_cnn
@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 
 
 def _digits(levels: int, threshold: float) -> nn.Module:
-    from bridge.demo import digits_model
+    from bridge.cli.demo import digits_model
 
     model = digits_model()
     for module in activations(model):
@@ -90,7 +90,7 @@ def load_weights(path: str | Path) -> nn.Module:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise InputError(f"{path}: not weights that bridge.zoo.train wrote, or damaged: {error}") from error
+        raise InputError(f"{path}: not weights that bridge.zoo.training.train wrote, or damaged: {error}") from error
     if name not in MODELS:
         raise InputError(
             f"{path}: holds weights of {name}; make that module and use bridge.load_checkpoint(model, path)"

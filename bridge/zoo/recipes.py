@@ -52,11 +52,11 @@ class Recipe:
         autoaugment: AutoAugment's policy for CIFAR-10.
         cutout: side of the square that is blanked, in pixels; 0 for none.
         spiking_steps: 0, or T: every second step runs the network as spikes at T time steps, with the first 1/T of its
-            images (see `bridge.zoo.spiking_steps`). For a few epochs of fine-tuning: batch norm and dropout are as at
-            inference throughout, so begin with trained weights.
+            images (see `bridge.zoo.training.spiking_steps`). For a few epochs of fine-tuning: batch norm and dropout
+            are as at inference throughout, so begin with trained weights.
         distillation: share of the loss that is not of the labels, but of what the network that the run began with
-            says of the same images (`bridge.distillation`): it teaches more than labels do, and keeps fine-tuning from
-            forgetting.
+            says of the same images (`bridge.passes.calibration.losses`): it teaches more than labels do, and
+            keeps fine-tuning from forgetting.
         label_smoothing: share of a label spread over all classes.
         threshold_weight_decay: of λ. Behind batch norm (γ, β) and before another one, scaling γ, β and λ together
             changes nothing, so decaying all three alike changes nothing either, while sparing λ alone would push the
@@ -109,7 +109,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> dict[str, Any]:
-        """What `bridge.zoo.augment.standard` takes of it, by name."""
+        """What `bridge.zoo.training.augment.standard` takes of it, by name."""
         return {name: getattr(self, name) for name in ("padding", "flip", "autoaugment", "cutout")}
 
     def _check(self, name: str, right: bool, expected: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bridge.qcfs import QCFS
+from bridge.prepare.qcfs import QCFS
 
 
 class BasicBlock(nn.Module):

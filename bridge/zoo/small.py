@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from bridge.qcfs import QCFS
+from bridge.prepare.qcfs import QCFS
 
 STAGES = ((32, 32), (64, 64))
 """Output channels of the convolutions, one tuple a stage; a stage ends in a pool."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bridge.qcfs import QCFS
+from bridge.prepare.qcfs import QCFS
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the convolutions of VGG-16, one tuple a stage; a stage ends in a pool."""

@@ -4,6 +4,6 @@ Importing this package does not import Lava; `exporters.lava.processes` and `.hi
 """
 
 from exporters.lava.backend import Lava, LavaFixed
-from exporters.lava.twin import LavaTwin
+from exporters.lava.emulator import LavaTwin
 
 __all__ = ["Lava", "LavaFixed", "LavaTwin"]

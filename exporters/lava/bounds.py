@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bridge.errors import GraphError, InputError
 from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph, Scale
-from bridge.loihi.registers import (
+from bridge.graph.loihi_registers import (
     LARGEST_BIAS_EXPONENT,
     LARGEST_BIAS_MANTISSA,
     LARGEST_INPUT,
@@ -24,8 +24,8 @@ from bridge.loihi.registers import (
     SHIFT,
     WEIGHT_BITS,
 )
-from bridge.ranges import LARGEST_PIXEL, ranges
-from bridge.simulate import simulate
+from bridge.graph.ranges import LARGEST_PIXEL, ranges
+from bridge.simulate.reference import simulate
 from exporters.lava.network import LavaNetwork
 
 LARGEST_EXPONENT = 7  # of a synapse's weights

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from bridge import graph as layers
 from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
-from bridge.loihi.registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
-from exporters.lava.affine import Float64, Synapse, at_rest, lower
+from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
 from exporters.lava.layout import Layout
+from exporters.lava.lowering import Float64, Synapse, at_rest, lower
 
 if TYPE_CHECKING:
     from exporters.lava.hierarchy import NetworkProcess

@@ -25,10 +25,10 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.files import replacing
 from bridge.errors import BackendError, GraphError
-from bridge.files import replacing
 from bridge.graph import Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear
-from bridge.loihi.registers import (
+from bridge.graph.loihi_registers import (
     LARGEST_BIAS_MANTISSA,
     LARGEST_INPUT,
     LARGEST_STATE,
@@ -37,9 +37,9 @@ from bridge.loihi.registers import (
     UNIT,
     WEIGHT_BITS,
 )
+from bridge.graph.ranges import ranges
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
-from bridge.ranges import ranges
 from bridge.records import SpikeRecord
 from bridge.simulate.ops import evaluate, tensor
 from exporters.base import check_input
@@ -79,7 +79,7 @@ class NetX:
         """The ``bias_exp`` that the ``input`` layer needs, where NetX sets 6.
 
         Its registers hold bias currents alone. They count in the network's own units if its threshold allows
-        (`bridge.loihi.registers`), and those of all other layers in 1/64.
+        (`bridge.graph.loihi_registers`), and those of all other layers in 1/64.
         """
         return 0 if _in_units(self.blocks[0]) else SHIFT
 

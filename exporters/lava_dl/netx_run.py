@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.errors import InputError
-from bridge.loihi.registers import LARGEST_THRESHOLD, UNIT
+from bridge.graph.loihi_registers import LARGEST_THRESHOLD, UNIT
 from bridge.records import Recorder, SpikeRecord
 from exporters.lava.backend import ONE_AT_A_TIME
 from exporters.lava.hierarchy import Probe

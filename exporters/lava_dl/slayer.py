@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bridge.errors import BackendError
+from bridge.graph.ranges import EXACT
 from bridge.nir_graph import from_nir
-from bridge.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 from exporters.base import Availability, check_input, probe

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bridge.converters.onnx_files.writer import IR_VERSION, LARGEST_FILE, OPSET, require_onnx
 from bridge.errors import GraphError
 from bridge.graph import LayerGraph, Shape
-from bridge.onnx_graph import IR_VERSION, LARGEST_FILE, OPSET, require_onnx
 from exporters.onnx_runtime.names import (
     BATCH_SIZE,
     FINAL,

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.converters.onnx_files.writer import RULES as ANN_RULES
+from bridge.converters.onnx_files.writer import Parts as AnnParts
+from bridge.converters.onnx_files.writer import per_channel, require_onnx
 from bridge.graph import (
     Add,
     AvgPool2d,
@@ -23,11 +26,8 @@ from bridge.graph import (
     Shape,
     SumPool2d,
 )
-from bridge.onnx_graph import RULES as ANN_RULES
-from bridge.onnx_graph import Parts as AnnParts
-from bridge.onnx_graph import per_channel, require_onnx
-from bridge.ranges import ranges
-from bridge.simulate.kernels import exact_in_int8, small
+from bridge.graph.ranges import ranges
+from bridge.simulate.engine.kernels import exact_in_int8, small
 from exporters.onnx_runtime.names import BYTES, FIRED, INPUT_BYTES, MEMBRANE, NEXT, POTENTIAL, SUMS, SUMS_INT32, TAKEN
 
 MANY = 1024

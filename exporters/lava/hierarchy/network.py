@@ -22,9 +22,9 @@ from lava.utils.weightutils import SignMode
 from numpy.typing import NDArray
 
 from bridge import graph as layers
-from bridge.loihi.registers import UNIT
-from exporters.lava.affine import Float64, Synapse
+from bridge.graph.loihi_registers import UNIT
 from exporters.lava.layout import Layout
+from exporters.lava.lowering import Float64, Synapse
 from exporters.lava.processes import Delay, IntegrateFire, Readout, TorchConv, TorchDense
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike, NDArray
 
-from bridge.loihi.registers import LARGEST_BIAS_EXPONENT, LARGEST_STATE, SHIFT, UNIT
+from bridge.graph.loihi_registers import LARGEST_BIAS_EXPONENT, LARGEST_STATE, SHIFT, UNIT
 from exporters.lava.processes.whole import expect_whole
 
 HALF = LARGEST_STATE + 1  # of the 2^24 values a current can have

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bridge.loihi.registers import LARGEST_STATE, WEIGHT_BITS
+from bridge.graph.loihi_registers import LARGEST_STATE, WEIGHT_BITS
 from exporters.lava.processes.whole import expect_whole
 
 HALF = LARGEST_STATE + 1  # of the 2^24 values that Conv's 24 bits hold

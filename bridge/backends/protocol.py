@@ -1,0 +1,79 @@
+"""The protocol of a backend: export a NIR graph to a native model, run that model, say whether it can be used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.errors import InputError
+from bridge.records import SpikeRecord
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be used here: its packages' versions, else the reason and the command that mends it.
+
+    ``environment`` is the interpreter that it is run by, if that is another than this one.
+    """
+
+    usable: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    install: str = ""
+    environment: str = ""
+
+
+class Backend(Protocol):
+    """One framework. Found through the entry-point group ``qcfs_bridge.backends``; stateless."""
+
+    name: str
+
+    def available(self) -> Availability:
+        """Whether the framework can be imported, without importing this package's own heavy parts at module level."""
+        ...
+
+    def export(self, graph: nir.NIRGraph) -> Any:
+        """The framework's own model of `graph`. Everything it needs comes from the graph's structure.
+
+        Raises `bridge.errors.GraphError` for a graph it cannot run exactly.
+        """
+        ...
+
+    def run(self, native: Any, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        """Run `native` for `steps` time steps on images `x` ``[B, *input]``, held constant, from a fresh state.
+
+        With `membranes`, the record also keeps every layer's potential u after integration, before reset.
+        """
+        ...
+
+
+def probe(packages: Mapping[str, str], install: str) -> Availability:
+    """Availability of a backend that needs `packages`: import name → distribution name. Imports each of them.
+
+    The framework itself comes first in `packages`, then what it needs.
+    """
+    versions: dict[str, str] = {}
+    for module, distribution in packages.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a framework that fails on import, for whatever reason, is not usable
+            reason = f"import {module} failed: {type(error).__name__}: {error}"
+            return Availability(usable=False, versions=versions, reason=reason, install=install)
+        versions[distribution] = importlib.metadata.version(distribution)
+    return Availability(usable=True, versions=versions)
+
+
+def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:
+    """Raise `InputError` unless `x` holds finite images ``[B, *graph_input]`` and `steps` is at least 1."""
+    if x.ndim != len(graph_input) + 1 or x.shape[1:] != graph_input or len(x) == 0:
+        raise InputError(f"expected images [B, {', '.join(map(str, graph_input))}], got {x.shape}")
+    if not np.isfinite(x).all():
+        raise InputError(f"the images hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
+    if steps < 1:
+        raise InputError(f"expected at least one time step, got {steps}")

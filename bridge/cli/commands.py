@@ -1,0 +1,289 @@
+"""The command ``qcfs-bridge``.
+
+Exit status: 0, done and agreed; 1, something disagrees; 2, bad input, with a message that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridge.network import SpikingNetwork
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Source = Annotated[str, typer.Argument(help="A .nir file, an .onnx file, or module:function, which returns a model.")]
+Images = Annotated[
+    str, typer.Argument(help="A .npy file [B, ...], an .npz file (or file.npz:array), or a folder of pictures.")
+]
+Example = Annotated[
+    str | None, typer.Option("--images", help="Images that a torch model takes, as for run; needed to convert one.")
+]
+Steps = Annotated[int, typer.Option(help="Time steps T.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
+
+
+@app.callback()
+def main() -> None:
+    """Exact spiking networks from QCFS-trained ones, on every neuromorphic framework."""
+
+
+@app.command()
+def doctor() -> None:
+    """Show which backends can be used here, and how to get the others. Exit status 1 if one cannot."""
+    from bridge.backends.doctor import diagnose
+
+    raise typer.Exit(0 if diagnose(Console()) else 1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for networks, agreements and pictures.")] = Path("out"),
+) -> None:
+    """Train a small network on handwritten digits, convert it, and compare it on every backend."""
+    with _bad_input():
+        from bridge.cli.demo import run as run_demo
+
+        agreed = run_demo(out, Console())
+    raise typer.Exit(0 if agreed else 1)
+
+
+@app.command()
+def convert(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="The .nir file to write.")],
+    images: Example = None,
+    weight_bits: Annotated[
+        int | None, typer.Option(help="Also quantize: whole numbers with weights of so many bits. Needs --images.")
+    ] = None,
+    scheme: Annotated[str, typer.Option(help="Thresholds per_channel or per_layer, if quantized.")] = "per_channel",
+    calibrate: Annotated[
+        int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
+    ] = None,
+) -> None:
+    """Convert a network and write it as NIR."""
+    with _bad_input():
+        from bridge.errors import InputError
+        from bridge.network import RATE_STEPS
+
+        example = None if images is None else _images(images)
+        network = _network(source, example)
+        if example is None and (weight_bits is not None or calibrate is not None):
+            raise InputError("--weight-bits and --calibrate need calibration images: give them with --images")
+        if example is not None and calibrate is not None:
+            network = network.calibrate(example, calibrate)
+        if example is not None and weight_bits is not None:
+            steps = calibrate or RATE_STEPS
+            network = network.quantize(weight_bits, calibration=example, scheme=scheme, steps=steps)
+        network.save(out)
+    Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A network of the zoo: resnet20, vgg16, mnist, …")],
+    data: Annotated[str, typer.Argument(help="cifar10, mnist, fashion-mnist, or digits, which needs no files.")],
+    out: Annotated[Path, typer.Argument(help="Folder for weights, model card, metrics and the checkpoint.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the data's files are.")] = None,
+    recipe: Annotated[str, typer.Option(help="paper, 300 epochs, or short, 40.")] = "paper",
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value of the recipe; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    held_out: Annotated[int, typer.Option(help="Training images to report accuracy on, not the test images.")] = 0,
+    initial: Annotated[Path | None, typer.Option(help="Weights to begin with, in the place of random ones.")] = None,
+) -> None:
+    """Train a network with QCFS. Called again after a kill, it goes on where it was."""
+    with _bad_input():
+        from bridge.zoo.training.train import run as run_training
+
+        result = run_training(
+            model,
+            data,
+            out,
+            recipe=recipe,
+            changes=change or [],
+            folder=folder,
+            seed=seed,
+            held_out=held_out,
+            initial=initial,
+        )
+    Console(stderr=True).print(f"{result.accuracy:.2%} right: wrote {result.weights}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(source: Source, images: Example = None, as_json: AsJson = False) -> None:
+    """Show a network's layers: kind, shape, inputs, parameters."""
+    with _bad_input():
+        from bridge.report.layers import rows, table
+
+        network = _network(source, None if images is None else _images(images))
+        found = rows(network.graph)
+        if as_json:
+            _print_json(found)
+        else:
+            Console().print(table(network, found))
+
+
+@app.command()
+def run(
+    source: Source,
+    images: Images,
+    out: Annotated[Path, typer.Argument(help="The .npz file to write: spikes of every layer, and the readout.")],
+    steps: Steps = 8,
+    backend: Annotated[str, typer.Option(help="A backend's name, or reference.")] = "reference",
+) -> None:
+    """Run a network on images and keep all its spikes."""
+    with _bad_input():
+        from bridge.backends import registry
+
+        x = _images(images)
+        network = _network(source, x)
+        x = _in_range(network, images, x)
+        if backend == "reference":
+            record = network.run(x, steps)
+        else:
+            chosen = registry.usable(backend)
+            record = chosen.run(chosen.export(network.to_nir()), x.numpy(), steps)
+        record.save(out)
+    Console(stderr=True).print(f"{record.images} images, {steps} steps: wrote {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def validate(
+    source: Source,
+    images: Images,
+    steps: Steps = 8,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="A backend's name, or the .npz file of a recorded run; may be repeated.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="A .npy or .npz file of true classes [B].")] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="name=N: run only N images on that backend.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for agreement.json and report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a network on every backend and tell where, when and why one disagrees. Exit status 1 if one does."""
+    with _bad_input():
+        from bridge.backends.recorded import Recorded
+        from bridge.cli.sources import labels as read_labels
+        from bridge.report import html, table
+
+        x = _images(images)
+        network = _network(source, x)
+        backends = None
+        if backend:
+            backends = [Recorded(name) if name.endswith(".npz") else name for name in backend]
+        truth = None if labels is None else read_labels(*_path(labels))
+        agreement = network.validate(
+            _in_range(network, images, x), steps, backends, labels=truth, images=_limits(limit)
+        )
+        if out is not None:
+            agreement.save(out / "agreement.json")
+            html.write(agreement, out / "report.html")
+        if as_json:
+            _print_json(agreement.to_dict())
+        else:
+            Console().print(table(agreement))
+    raise typer.Exit(0 if agreement.agreed else 1)
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="A recorded run (.npz).")],
+    other: Annotated[Path, typer.Argument(help="Another run of the same network on the same images.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two recorded runs, spike by spike. Exit status 1 if they differ."""
+    with _bad_input():
+        import numpy as np
+
+        from bridge.errors import InputError
+        from bridge.records import SpikeRecord, differing
+        from bridge.report.differences import table
+
+        records = SpikeRecord.load(one), SpikeRecord.load(other)
+        if records[0].images != records[1].images:
+            raise InputError(f"{one} has {records[0].images} images, {other} {records[1].images}: record the same ones")
+        counts = {layer: found.tolist() for layer, found in differing(*records).items()}
+        readout = float(np.abs(records[0].readout - records[1].readout).max())
+        if as_json:
+            _print_json({"differing": counts, "readout_difference": readout})
+        else:
+            Console().print(table(counts, readout))
+    raise typer.Exit(1 if readout or any(map(any, counts.values())) else 0)
+
+
+@app.command()
+def report(
+    agreement: Annotated[Path, typer.Argument(help="An agreement.json.")],
+    out: Annotated[Path, typer.Argument(help="The .html file to write.")],
+) -> None:
+    """Make the HTML report of an agreement that was saved."""
+    with _bad_input():
+        from bridge.agreement import Agreement
+        from bridge.report import html
+
+        html.write(Agreement.load(agreement), out)
+    Console(stderr=True).print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Turn an error that a user can mend into its message and exit status 2."""
+    from bridge.errors import BridgeError
+
+    try:
+        yield
+    except BridgeError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _network(source: str, images: Tensor | None) -> SpikingNetwork:
+    from bridge.cli.sources import network
+
+    return network(source, images)
+
+
+def _images(text: str) -> Tensor:
+    from bridge.cli.sources import images
+
+    return images(*_path(text))
+
+
+def _path(text: str) -> tuple[Path, str | None]:
+    """The path and, in ``file.npz:name``, the array's name."""
+    path, colon, key = text.rpartition(":")
+    return (Path(path), key) if colon and path.endswith(".npz") else (Path(text), None)
+
+
+def _in_range(network: SpikingNetwork, source: str, x: Tensor) -> Tensor:
+    """`x`, or if they are pictures, read as 0…1, the pixels that a network in whole numbers takes."""
+    return (x * 255).round() if network.graph.integer and Path(source).is_dir() else x
+
+
+def _limits(texts: list[str] | None) -> dict[str, int]:
+    from bridge.errors import InputError
+
+    result = {}
+    for text in texts or []:
+        name, _, count = text.partition("=")
+        if not count.isdecimal():
+            raise InputError(f"--limit {text}: expected name=N, such as lava=60")
+        result[name] = int(count)
+    return result
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,465 @@
+"""Spiking layer graph ⇄ `nir.NIRGraph`. The only file that knows how the neuron is written in NIR.
+
+NIR has no soft-reset integrate-and-fire neuron, and its ``IF`` resets to a value ("hard"). The neuron is therefore
+three primitives in a loop, each exactly what NIR says it is::
+
+    → I(r = 1) ──→ Threshold(θ') ──→          u += I;  s = [u > θ']
+        ↑               │                     θ' = the largest float32 below the level, so u > θ'  ⟺  u ≥ level
+        └── Scale(−θ) ←─┘                     u −= θ·s  (one step later, before anything reads u again: the same sums)
+
+θ is the threshold that a spike takes off, 1 unless the network is in whole numbers. Among those, u > level − 1 says the
+same as u ≥ level, and θ' = level − 1 keeps the whole graph in them.
+
+Time is discrete with dt = 1. What a reader needs is in this structure; the graph's metadata only repeats it.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+
+from bridge.errors import GraphError
+from bridge.graph import (
+    Add,
+    Affine,
+    Array,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    Input,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Linear,
+    Scale,
+    Shape,
+    SumPool2d,
+    pointwise,
+    same_padding,
+)
+from bridge.graph.ranges import EXACT, ranges
+
+METADATA = {
+    "dt": 1.0,
+    "neuron": "I -> Threshold -> Scale(-theta) -> I: integrate-and-fire, soft reset; fires on level, not on crossing",
+    "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
+}
+
+LARGEST_RATIO = 2000  # of a dataset's size to what it takes in the file; gzip reaches about 1000
+
+HARD_RESET = (
+    "resets to v_reset when it fires, which is not the soft reset that QCFS converts to; "
+    "write the network with SpikingNetwork.to_nir()"
+)
+
+
+def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
+    """The spiking `graph` in NIR. Layer names become node names; parameters are float32.
+
+    `neuron` is "exact", the loop above, or "if": one ``nir.IF`` a layer, with r = 1 and the layer's threshold, which
+    starts at 0 and resets to 0. That is another network, for tools that know no other neuron. They know no ``Scale``
+    either: there a sum is several edges into one node, as NIR has it, and a factor a convolution or an affine layer.
+    """
+    if neuron == "if":
+        graph = graph.rewrite({layer.name: [_mixed(graph, layer)] for layer in graph if isinstance(layer, Scale)})
+    nodes: dict[str, nir.NIRNode] = {}
+    edges: list[tuple[str, str]] = []
+    summed: dict[str, list[str]] = {}  # by the Add that has no node, what it adds
+
+    def feed(source: str, target: str) -> None:
+        edges.extend((one, target) for one in summed.get(source, [source]))
+
+    for layer in graph:
+        shape = graph.shapes[layer.name]
+        if neuron == "if" and isinstance(layer, Add):
+            parts = [one for source in layer.inputs for one in summed.get(source, [source])]
+            if len(set(parts)) == len(parts):  # an edge can be there only once
+                summed[layer.name] = parts
+                continue
+        if not isinstance(layer, IntegrateFire):
+            nodes[layer.name] = _write(layer, graph.shapes[layer.inputs[0]] if layer.inputs else shape)
+            for source in layer.inputs:
+                feed(source, layer.name)
+        elif neuron == "if":
+            threshold = _spread(layer.threshold, shape)
+            nodes[layer.name] = nir.IF(r=np.ones(shape, np.float32), v_threshold=threshold, v_reset=0 * threshold)
+            feed(layer.inputs[0], layer.name)
+        else:
+            membrane, reset = graph.free(f"{layer.name}_membrane"), graph.free(f"{layer.name}_reset")
+            nodes[membrane] = nir.I(r=np.ones(shape, np.float32))
+            below = layer.level - 1 if graph.integer else np.nextafter(layer.level, np.float32(-np.inf))
+            nodes[layer.name] = nir.Threshold(threshold=_spread(below, shape))
+            nodes[reset] = nir.Scale(scale=_spread(-layer.threshold, shape))
+            feed(layer.inputs[0], membrane)
+            edges += [(membrane, layer.name), (layer.name, reset), (reset, membrane)]
+    output = graph.free("output")
+    nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
+    feed(graph.output.name, output)
+    # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
+    # Files with other kernels or groups need nir.read(path, type_check=False), as `read` does.
+    metadata = METADATA | ({} if neuron == "exact" else {"neuron": "IF: integrate-and-fire, hard reset"})
+    result = nir.NIRGraph(nodes, edges, metadata=metadata, type_check=False)
+    for layer in graph:
+        node = nodes.get(layer.name)
+        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire):
+            node.input_type = {"input": np.array(graph.shapes[layer.inputs[0]])}
+            node.output_type = {"output": np.array(graph.shapes[layer.name])}
+    result.check_types()
+    return result
+
+
+def _mixed(graph: LayerGraph, layer: Scale) -> Layer:
+    """The `layer` of `graph` as an affine one, whose matrix is diagonal."""
+    scale = np.asarray(layer.scale, np.float32)
+    mixed = pointwise(layer.name, layer.inputs[0], np.diag(scale), len(graph.shapes[layer.name]))
+    return replace(mixed, bias=np.zeros_like(scale))
+
+
+def read(path: str | Path) -> nir.NIRGraph:
+    """The NIR graph in the file at `path`, whoever wrote it.
+
+    Raises:
+        GraphError: the file is missing, is no NIR file, or damaged.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise GraphError(f"expected the path of a NIR file, got {path!r}")
+    path = Path(path)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file")
+    if not h5py.is_hdf5(path):
+        raise GraphError(f"{path}: not a NIR file (NIR files are HDF5); write one with SpikingNetwork.save(path)")
+    try:
+        _check_sizes(path)
+        return nir.read(path, type_check=False)
+    except Exception as error:  # nir raises whatever its parts raise on a damaged file
+        raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
+
+
+def from_nir(graph: nir.NIRGraph) -> LayerGraph:
+    """The layers of a NIR `graph`, its neurons recognised by their structure alone, whatever the nodes are called.
+
+    Raises:
+        GraphError: a node is unknown or out of place, an edge leads nowhere, shapes do not fit, a cycle is not a
+            neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
+    """
+    wiring = Wiring(graph)
+    layers: dict[str, Layer] = {}
+    inside: set[str] = set()
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.Threshold):
+            membrane, reset, drives = wiring.neuron(name)
+            inside |= {membrane, reset}
+            layers[name] = IntegrateFire(
+                name=name,
+                inputs=(_sum(name, drives, layers),),
+                level=_per_channel(node.threshold, name).astype(np.float64) + 1,
+                threshold=-_per_channel(wiring.nodes[reset].scale, reset),
+            )
+    for name, node in graph.nodes.items():
+        if name in inside or name in layers or isinstance(node, nir.Output):
+            continue
+        inputs = wiring.before[name]
+        if not inputs and not isinstance(node, nir.Input):
+            raise GraphError(f"node {name!r} ({type(node).__name__}): no edge leads into it")
+        try:
+            if len(inputs) == 2 and isinstance(node, nir.Scale) and (np.asarray(node.scale) == 1).all():
+                layers[name] = Add(name=name, inputs=(inputs[0], inputs[1]))
+            else:
+                layers[name] = layer_of(node, name, (_sum(name, inputs, layers),) if inputs else ())
+        except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+            if isinstance(error, GraphError):
+                raise
+            raise GraphError(f"node {name!r} ({type(node).__name__}): malformed parameters ({error})") from error
+    for layer in layers.values():
+        if isinstance(layer, Affine):
+            finite = bool(np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all())
+            layer.expect(finite, "finite weights and biases", "NaN or infinity among them")
+    output = _sum(wiring.output, wiring.before[wiring.output], layers)
+    order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
+    result = LayerGraph(tuple(layers[name] for name in order))
+    if result.integer:
+        for name, reach in ranges(result).items():
+            largest = float(reach.partial.max())
+            result[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
+    return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in result.spiking})
+
+
+def _with_level(graph: LayerGraph, name: str, node: nir.Threshold) -> Layer:
+    """The neurons `name` of `graph` with the smallest potential above the threshold of `node` as their level."""
+    above = _per_channel(node.threshold, name)
+    return replace(graph[name], level=above + 1 if graph.integer else np.nextafter(above, np.float32(np.inf)))  # type: ignore[call-arg]
+
+
+def _sum(name: str, sources: Sequence[str], layers: dict[str, Layer]) -> str:
+    """What feeds the node `name`: its one source, or the sum of several, as `Add` layers put into `layers`."""
+    total = sources[0]
+    for number, source in enumerate(sources[1:], start=1):
+        joined = f"{name}_sum{number}"
+        while joined in layers:
+            joined += "_"
+        layers[joined] = Add(name=joined, inputs=(total, source))
+        total = joined
+    return total
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a file that declares arrays far larger than compression allows, before anything that large is made."""
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
+            stored = item.id.get_storage_size()
+            if item.nbytes > LARGEST_RATIO * stored + 1_000_000:
+                raise GraphError(f"{name} declares {item.nbytes} bytes, but the file holds {stored} of it")
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+
+
+class Wiring:
+    """Who feeds whom in a NIR graph, and the search for the neuron's motif in it."""
+
+    def __init__(self, graph: nir.NIRGraph) -> None:
+        self.nodes: dict[str, nir.NIRNode] = graph.nodes
+        self.before: dict[str, list[str]] = defaultdict(list)
+        self.after: dict[str, list[str]] = defaultdict(list)
+        for source, target in graph.edges:
+            for end in (source, target):
+                if end not in self.nodes:
+                    raise GraphError(f"edge {source!r} → {target!r}: there is no node {end!r}")
+            if target in self.after[source]:
+                raise GraphError(f"edge {source!r} → {target!r} is there twice")
+            self.before[target].append(source)
+            self.after[source].append(target)
+        outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
+        inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
+        if len(inputs) != 1 or len(outputs) != 1 or not self.before[outputs[0]]:
+            raise GraphError(f"expected one Input, and one Output that something feeds, got {inputs} and {outputs}")
+        self.output = outputs[0]
+
+    def neuron(self, threshold: str) -> tuple[str, str, list[str]]:
+        """Names of the I and the Scale(−θ) of the neuron that fires at `threshold`, and of what drives it."""
+        wanted = f"node {threshold!r} (Threshold): expected the neuron I(r = 1) → Threshold → Scale(−θ) → I; "
+        before = self.before[threshold]
+        if len(before) != 1 or not isinstance(self.nodes[before[0]], nir.I):
+            raise GraphError(f"{wanted}it is fed by {before}, not by one I")
+        membrane = before[0]
+        if self.after[membrane] != [threshold] or not np.all(np.asarray(self.nodes[membrane].r) == 1):
+            raise GraphError(f"{wanted}{membrane!r} has another reader or an r other than 1")
+        resets = [name for name in self.before[membrane] if threshold in self.before[name]]
+        drives = [name for name in self.before[membrane] if name not in resets]
+        if len(resets) != 1 or not drives:
+            raise GraphError(f"{wanted}{membrane!r} is fed by {self.before[membrane]}, not by a source and one reset")
+        reset = self.nodes[resets[0]]
+        private = self.before[resets[0]] == [threshold] and self.after[resets[0]] == [membrane]
+        if not private or not isinstance(reset, nir.Scale) or not np.all(np.asarray(reset.scale) < 0):
+            raise GraphError(f"{wanted}{resets[0]!r} is not a Scale by −θ < 0 between them alone")
+        return membrane, resets[0], drives
+
+
+def _ordered(sources: Mapping[str, Sequence[str]], output: str) -> list[str]:
+    """Names in topological order, by name where several are possible, so that files and objects read alike."""
+    sorter = graphlib.TopologicalSorter(sources)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        raise GraphError(f"a cycle that is not a neuron: {' → '.join(error.args[1])}") from error
+    order: list[str] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        missing = [name for name in ready if name not in sources]
+        if missing:
+            raise GraphError(f"{missing} feed layers but compute nothing that can be read")
+        order += ready
+        sorter.done(*ready)
+    if order[-1] != output:
+        raise GraphError(f"the Output reads {output!r}, but {order[-1]!r} comes last: some node's output goes nowhere")
+    return order
+
+
+def _spread(values: Array, shape: Shape) -> Array:
+    """One value a channel, repeated over `shape` ``[C, ...]``; NIR wants one for every neuron."""
+    full = np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    return np.array(full, dtype=np.float32)
+
+
+def _per_channel(values: Any, name: str) -> Array:
+    """The value of each channel of an array ``[C, ...]``. Raises `GraphError` if a channel holds several."""
+    array = np.asarray(values, np.float32)
+    if array.ndim == 0:
+        raise GraphError(f"node {name!r}: expected an array of the full neuron shape, got a scalar")
+    flat = array.reshape(len(array), -1)
+    if not (flat == flat[:, :1]).all():
+        raise GraphError(f"node {name!r}: its values differ within a channel; one value a channel is supported")
+    return np.ascontiguousarray(flat[:, 0])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = np.broadcast_to(np.asarray(value), (2,))
+    return int(values[0]), int(values[1])
+
+
+@singledispatch
+def _write(layer: Layer, shape: Shape) -> nir.NIRNode:
+    """The NIR node of a stateless layer; `shape` is that of its input."""
+    raise GraphError(f"layer {layer.name!r} ({type(layer).__name__}) has no form in NIR; convert the model first")
+
+
+@_write.register
+def _(layer: Input, shape: Shape) -> nir.NIRNode:
+    return nir.Input(input_type={"input": np.array(shape)})
+
+
+@_write.register
+def _(layer: Linear, shape: Shape) -> nir.NIRNode:
+    return nir.Affine(weight=layer.weight, bias=layer.bias)
+
+
+@_write.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
+@_write.register(Conv2d)
+def _(layer: Conv1d | Conv2d, shape: Shape) -> nir.NIRNode:
+    kind, size = (nir.Conv2d, (shape[1], shape[2])) if isinstance(layer, Conv2d) else (nir.Conv1d, shape[1])
+    return kind(
+        input_shape=size,
+        weight=layer.weight,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=layer.bias,
+    )
+
+
+@_write.register
+def _(layer: Add, shape: Shape) -> nir.NIRNode:
+    return nir.Scale(scale=np.ones(shape, np.float32))  # a node for the sum: NIR adds up the edges that lead into it
+
+
+@_write.register
+def _(layer: AvgPool2d, shape: Shape) -> nir.NIRNode:
+    return nir.AvgPool2d(
+        kernel_size=np.array(layer.kernel), stride=np.array(layer.stride), padding=np.array(layer.padding)
+    )
+
+
+@_write.register
+def _(layer: SumPool2d, shape: Shape) -> nir.NIRNode:
+    return nir.SumPool2d(
+        kernel_size=np.array(layer.kernel), stride=np.array(layer.stride), padding=np.array(layer.padding)
+    )
+
+
+@_write.register
+def _(layer: Flatten, shape: Shape) -> nir.NIRNode:
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+
+
+@_write.register
+def _(layer: Scale, shape: Shape) -> nir.NIRNode:
+    return nir.Scale(scale=_spread(layer.scale, shape))
+
+
+@singledispatch
+def layer_of(node: nir.NIRNode, name: str, inputs: tuple[str, ...]) -> Layer:
+    """The layer of a NIR node that is no part of a neuron."""
+    kind = type(node).__name__
+    reason = HARD_RESET if isinstance(node, nir.IF | nir.LIF | nir.CubaLIF) else "is not supported here"
+    raise GraphError(f"node {name!r}: NIR's {kind} {reason}")
+
+
+@layer_of.register
+def _(node: nir.Input, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Input(name=name, shape=tuple(int(size) for size in node.input_type["input"]))
+
+
+@layer_of.register
+def _(node: nir.Affine, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Linear(name=name, inputs=inputs, weight=_matrix(node.weight, name), bias=np.asarray(node.bias, np.float32))
+
+
+@layer_of.register
+def _(node: nir.Linear, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = _matrix(node.weight, name)
+    return Linear(name=name, inputs=inputs, weight=weight, bias=np.zeros(len(weight), np.float32))
+
+
+@layer_of.register
+def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = np.asarray(node.weight, np.float32)
+    stride, dilation = _pair(node.stride), _pair(node.dilation)
+    return Conv2d(
+        name=name,
+        inputs=inputs,
+        weight=weight,
+        bias=np.asarray(node.bias, np.float32),
+        stride=stride,
+        padding=_pair(_padding(node.padding, weight.shape[2:], stride, dilation, name)),
+        dilation=dilation,
+        groups=int(node.groups),
+    )
+
+
+@layer_of.register
+def _(node: nir.Conv1d, name: str, inputs: tuple[str, ...]) -> Layer:
+    weight = np.asarray(node.weight, np.float32)
+    stride, dilation = int(node.stride), int(node.dilation)
+    return Conv1d(
+        name=name,
+        inputs=inputs,
+        weight=weight,
+        bias=np.asarray(node.bias, np.float32),
+        stride=stride,
+        padding=int(np.squeeze(_padding(node.padding, weight.shape[2:], (stride,), (dilation,), name))),
+        dilation=dilation,
+        groups=int(node.groups),
+    )
+
+
+def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: str) -> Any:
+    """NIR's padding in numbers: "valid" is none, "same" is what keeps the size."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return 0
+    even = same_padding(kernel, dilation)
+    if padding != "same" or even is None or set(stride) != {1}:
+        raise GraphError(f"node {name!r}: padding {padding!r} needs odd kernels and stride 1; write numbers")
+    return even
+
+
+@layer_of.register(nir.AvgPool2d)  # two, not nir.AvgPool2d | nir.SumPool2d, for Python 3.10
+@layer_of.register(nir.SumPool2d)
+def _(node: nir.AvgPool2d | nir.SumPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
+    kind = SumPool2d if isinstance(node, nir.SumPool2d) else AvgPool2d
+    kernel, stride, padding = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
+    return kind(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
+
+
+@layer_of.register
+def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
+    rank = len(node.input_type["input"]) if node.input_type["input"] is not None else 3
+    if int(node.start_dim) != 0 or int(node.end_dim) not in (-1, rank - 1):
+        raise GraphError(f"node {name!r} (Flatten): expected all dimensions flattened, 0 to -1 (NIR has no batch)")
+    return Flatten(name=name, inputs=inputs)
+
+
+@layer_of.register
+def _(node: nir.Scale, name: str, inputs: tuple[str, ...]) -> Layer:
+    return Scale(name=name, inputs=inputs, scale=_per_channel(node.scale, name))
+
+
+def _matrix(weight: Any, name: str) -> Array:
+    array = np.asarray(weight, np.float32)
+    if array.ndim != 2:
+        raise GraphError(f"node {name!r}: expected a weight matrix [F_out, F_in], got shape {array.shape}")
+    return array

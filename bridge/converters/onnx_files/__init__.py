@@ -1,0 +1,1 @@
+"""ONNX files: read as a layer graph, and written from one."""

@@ -1,0 +1,147 @@
+"""What ONNX nodes make of constants, or of indices in place of data. One fold an operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.converters.onnx_files.values import Node, numpy_type
+from bridge.errors import GraphError
+from bridge.graph import Shape
+
+
+def _axes_of(node: Node, given: NDArray[Any] | None) -> tuple[int, ...]:
+    return tuple(node.get("axes", ())) if given is None else whole(given)
+
+
+def _fold_squeeze(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
+    return np.squeeze(data, _axes_of(node, axes) or None)
+
+
+def _fold_unsqueeze(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
+    return np.expand_dims(data, _axes_of(node, axes))
+
+
+def _fold_slice(node: Node, data: NDArray[Any], *inputs: NDArray[Any] | None) -> NDArray[Any]:
+    given = [whole(value) if value is not None else None for value in (*inputs, *[None] * (4 - len(inputs)))]
+    starts, ends, axes, steps = (
+        given if inputs else (node.get("starts", ()), node.get("ends", ()), node.get("axes", None), None)
+    )
+    parts = [slice(None)] * data.ndim
+    for at, axis in enumerate(axes or range(len(starts or ()))):
+        parts[axis] = slice((starts or ())[at], (ends or ())[at], steps[at] if steps else 1)
+    return data[tuple(parts)]
+
+
+def _fold_reshape(node: Node, data: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+    return data.reshape(_resolve(data.shape, whole(wanted), bool(node.get("allowzero", 0))))
+
+
+def _fold_div(node: Node, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    if np.issubdtype(first.dtype, np.integer):
+        return np.asarray(np.sign(first) * np.sign(second) * (np.abs(first) // np.abs(second)))  # towards zero
+    return np.asarray(first / second)
+
+
+def _fold_clip(node: Node, data: NDArray[Any], *limits: NDArray[Any] | None) -> NDArray[Any]:
+    low, high = (*limits, None, None)[:2]
+    low = np.asarray(node.get("min", -math.inf)) if low is None else low
+    high = np.asarray(node.get("max", math.inf)) if high is None else high
+    return np.asarray(np.minimum(np.maximum(data, low), high), dtype=data.dtype)
+
+
+def _fold_cast(node: Node, data: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(data, dtype=numpy_type(node.get("to", 0)))
+
+
+def _fold_expand(node: Node, data: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    return np.broadcast_to(data, np.broadcast_shapes(data.shape, whole(shape)))
+
+
+def _fold_flatten(node: Node, data: NDArray[Any]) -> NDArray[Any]:
+    return data.reshape(math.prod(data.shape[: node.get("axis", 1)]), -1)
+
+
+def _fold_split(node: Node, data: NDArray[Any], sizes: NDArray[Any] | None = None) -> list[NDArray[Any]]:
+    """Into parts of the given sizes, or else of one size, the last one perhaps smaller."""
+    axis, count = node.get("axis", 0), len(node.outputs)
+    given = node.get("split", None) if sizes is None else whole(sizes)
+    each = -(-data.shape[axis] // count)
+    bounds = np.cumsum(given)[:-1] if given else [each * at for at in range(1, count)]
+    if given and (sum(given) != data.shape[axis] or min(given) < 0 or len(given) != count):
+        raise ValueError(f"{given} are not the sizes of {count} parts of {data.shape[axis]}")
+    return list(np.split(data, bounds, axis))
+
+
+def _fold_shape(node: Node, data: NDArray[Any]) -> NDArray[Any]:
+    return np.array(data.shape[node.get("start", 0) : node.get("end", None)], dtype=np.int64)
+
+
+Fold = Callable[..., NDArray[Any] | list[NDArray[Any]]]
+BROADCAST: dict[str, Fold] = {
+    "Add": lambda node, a, b: a + b,
+    "Sub": lambda node, a, b: a - b,
+    "Mul": lambda node, a, b: a * b,
+    "Div": _fold_div,
+    "Max": lambda node, a, b: np.maximum(a, b),
+    "Min": lambda node, a, b: np.minimum(a, b),
+    "Clip": _fold_clip,
+}
+FOLDS: dict[str, Fold] = {
+    **BROADCAST,
+    "Abs": lambda node, a: np.abs(a),
+    "Cast": _fold_cast,
+    "Concat": lambda node, *parts: np.concatenate(parts, node.get("axis", 0)),
+    "Expand": _fold_expand,
+    "Flatten": _fold_flatten,
+    "Floor": lambda node, a: np.floor(a),
+    "Gather": lambda node, a, at: np.take(a, at, node.get("axis", 0)),
+    "Identity": lambda node, a: a,
+    "Neg": lambda node, a: -a,
+    "Reciprocal": lambda node, a: np.reciprocal(a),
+    "Reshape": _fold_reshape,
+    "Shape": _fold_shape,
+    "Slice": _fold_slice,
+    "Split": _fold_split,
+    "Sqrt": lambda node, a: np.sqrt(a),
+    "Squeeze": _fold_squeeze,
+    "Transpose": lambda node, a: np.transpose(a, node.get("perm", None)),
+    "Unsqueeze": _fold_unsqueeze,
+}
+"""In the type that the constants have, as a runtime would."""
+
+
+def size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
+    """How many numbers folding the node gives, at most; known before they are computed."""
+    present = [array for array in arrays if array is not None]
+    if node.op in BROADCAST:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in present)))
+    if node.op == "Expand":
+        data, shape = present
+        return math.prod(np.broadcast_shapes(data.shape, whole(shape)))
+    if node.op == "Gather":
+        data, at = present
+        return int(data.size // max(data.shape[node.get("axis", 0)], 1) * at.size)
+    return sum(array.size for array in present)
+
+
+def _resolve(shape: Shape, wanted: Shape, allow_zero: bool) -> Shape:
+    """The shape that Reshape gives, with its 0 (copied) and −1 (whatever is left) replaced."""
+    sizes = [shape[at] if size == 0 and not allow_zero and at < len(shape) else size for at, size in enumerate(wanted)]
+    rest = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and rest > 0:
+        sizes[sizes.index(-1)] = math.prod(shape) // rest
+    if min(sizes, default=0) < 1 or math.prod(sizes) != math.prod(shape):
+        raise GraphError(f"it reshapes to {list(wanted)}, which does not fit its input")
+    return tuple(sizes)
+
+
+def whole(array: NDArray[Any]) -> tuple[int, ...]:
+    """A short list of integers, such as axes or a shape."""
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1 or array.size > 16:
+        raise GraphError(f"expected a short list of integers, got {array.dtype} {list(array.shape)}")
+    return tuple(int(value) for value in array.reshape(-1))

@@ -1,0 +1,1 @@
+"""Torch modules, followed by torch.fx."""

@@ -1,0 +1,78 @@
+"""8-bit images for networks in whole numbers: which pixel 0…255 stands for which value of the ANN's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bridge.errors import InputError
+from bridge.graph.ranges import LARGEST_PIXEL
+
+SHARPNESS = 0.02
+"""Values this close to a grid, in its steps, lie on it: rounding to float32 moves them far less."""
+
+
+@dataclass(frozen=True, eq=False)
+class PixelGrid:
+    """The ANN's input ``x = low + step · p`` for a pixel p in 0…255; both float64, one a channel ``[C]``.
+
+    ``exact`` says that the images it was fitted to lie on it, so that nothing was lost.
+    """
+
+    low: NDArray[np.float64]
+    step: NDArray[np.float64]
+    exact: bool = True
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The pixels, whole numbers 0…255 in float32, nearest to the ANN's input `x` ``[B, C, ...]``."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        low, step = (torch.from_numpy(values).reshape(shape) for values in (self.low, self.step))
+        return ((x.double() - low) / step).round().clamp(0, LARGEST_PIXEL).float()
+
+
+def normalised(mean: Sequence[float], std: Sequence[float], channels: int) -> PixelGrid:
+    """The grid of images made by ``x = (p / 255 − mean) / std``, torchvision's ``Normalize`` after ``ToTensor``.
+
+    Raises `InputError` unless there are a mean and a std > 0 for each of the `channels`, or one for all.
+    """
+    try:
+        centre, spread = (np.broadcast_to(np.asarray(values, np.float64), channels) for values in (mean, std))
+    except ValueError as error:
+        raise InputError(
+            f"normalisation: expected means and stds for {channels} channels, got {mean}, {std}"
+        ) from error
+    if not (np.isfinite(centre).all() and np.isfinite(spread).all() and (spread > 0).all()):
+        raise InputError(f"normalisation: expected finite means and stds > 0, got {mean}, {std}")
+    return PixelGrid(low=-centre / spread, step=1 / (LARGEST_PIXEL * spread))
+
+
+def fitted(x: Tensor) -> PixelGrid:
+    """The grid of the images `x`, the ANN's input ``[B, C, ...]``: one a channel, one for all features of vectors.
+
+    If the values lie evenly spaced, as those of 8-bit images do however they were normalised, it is their own grid;
+    else 255 even steps from the least to the largest.
+    """
+    channels = [x.flatten()] * x.shape[1] if x.dim() == 2 else list(x.transpose(0, 1).flatten(1))
+    found = [_spacing(channel.double().unique().numpy()) for channel in (channels[:1] if x.dim() == 2 else channels)]
+    low, step, exact = zip(*(found * (x.shape[1] if x.dim() == 2 else 1)), strict=True)
+    return PixelGrid(low=np.array(low), step=np.array(step), exact=all(exact))
+
+
+def _spacing(values: NDArray[np.float64]) -> tuple[float, float, bool]:
+    """Least value and step of the grid on which the sorted `values` lie, and whether they do lie on it."""
+    low, high = float(values[0]), float(values[-1])
+    if high == low:
+        return low, 1.0, True
+    gaps = np.diff(values)
+    gaps = gaps[gaps > (high - low) / (4 * LARGEST_PIXEL)]  # smaller ones are rounding
+    count = round((high - low) / float(gaps.min())) if len(gaps) else LARGEST_PIXEL
+    step = (high - low) / count
+    places = (values - low) / step
+    if count <= LARGEST_PIXEL and np.abs(places - np.rint(places)).max() < SHARPNESS:
+        return low, step, True
+    return low, (high - low) / LARGEST_PIXEL, False

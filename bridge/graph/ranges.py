@@ -1,0 +1,113 @@
+"""How far each layer of a whole-number network can go: bounds that hold for every image, by interval arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.graph.layers import (
+    Add,
+    Affine,
+    AvgPool2d,
+    Flatten,
+    Input,
+    IntegrateFire,
+    Layer,
+    LayerGraph,
+    Linear,
+    Scale,
+    SumPool2d,
+)
+
+LARGEST_PIXEL = 255
+"""Images of a whole-number network hold 8 bits: 0…255."""
+EXACT = 2**24
+"""Up to here, float32 holds every whole number, so that sums are exact in any order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The least and the largest value of a layer's output at one time step, each float64 ``[C]``, one a channel.
+
+    ``partial`` bounds the size of every partial sum on the way there, in whatever order the terms are added.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    partial: NDArray[np.float64]
+
+    @property
+    def size(self) -> NDArray[np.float64]:
+        """The largest absolute value, ``[C]``."""
+        size: NDArray[np.float64] = np.maximum(np.abs(self.low), np.abs(self.high))
+        return size
+
+
+def ranges(graph: LayerGraph, *, spike: float = 1.0) -> dict[str, Range]:
+    """By layer of the spiking `graph`: what its output can be, for images in 0…255 and any spikes whatever.
+
+    The bounds are reached if every input of a neuron can take its own bound at once. With ``spike=0``, no neuron
+    spikes, and what is left are biases and what the images give.
+    """
+    result: dict[str, Range] = {}
+    for layer in graph:
+        channels = graph.shapes[layer.name][0]
+        result[layer.name] = _range(layer, channels, [result[source] for source in layer.inputs], spike)
+    return result
+
+
+def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Range:
+    zeros = np.zeros(channels)
+    match layer:
+        case Input():
+            return Range(zeros, zeros + LARGEST_PIXEL, zeros + LARGEST_PIXEL)
+        case IntegrateFire():
+            return Range(zeros, zeros + spike, zeros + spike)
+        case Add():
+            one, other = inputs
+            partial = np.maximum(np.maximum(one.partial, other.partial), one.size + other.size)
+            return Range(one.low + other.low, one.high + other.high, partial)
+        case Affine():
+            return _affine(layer, inputs[0])
+        case Scale(scale=scale):
+            two = np.stack([scale * inputs[0].low, scale * inputs[0].high]).astype(np.float64)
+            return _exact(two.min(axis=0), two.max(axis=0))
+        case AvgPool2d(kernel=kernel):
+            window = np.prod(kernel) if isinstance(layer, SumPool2d) else 1.0
+            padded = _with_zero(inputs[0], layer.padding)
+            return _exact(padded.low * window, padded.high * window)
+        case Flatten():
+            given = inputs[0]
+            ends = (given.low, given.high, given.partial)
+            return Range(*(np.repeat(end, channels // len(end)) for end in ends))
+    raise NotImplementedError(f"no range for a {type(layer).__name__}")
+
+
+def _affine(layer: Affine, given: Range) -> Range:
+    padding = 0 if isinstance(layer, Linear) else getattr(layer, "padding", 0)
+    given = _with_zero(given, padding)
+    weight = layer.weight.astype(np.float64).reshape(*layer.weight.shape[:2], -1)  # [C_out, C_in / groups, kernel]
+    groups = getattr(layer, "groups", 1)
+    low, high = (ends.reshape(groups, 1, -1) for ends in (given.low, given.high))
+    # The channels that output o hears are those of its group.
+    up, down = (
+        part.sum(axis=-1).reshape(groups, -1, weight.shape[1])
+        for part in (np.maximum(weight, 0), np.minimum(weight, 0))
+    )
+    bias = layer.bias.astype(np.float64)
+    least, most = ((up * a + down * b).sum(axis=-1).reshape(-1) + bias for a, b in ((low, high), (high, low)))
+    size = np.maximum(np.abs(low), np.abs(high))
+    return Range(least, most, ((up - down) * size).sum(axis=-1).reshape(-1) + np.abs(bias))
+
+
+def _with_zero(given: Range, padding: object) -> Range:
+    """`given`, and zero among it where zeros are padded."""
+    if not np.any(np.asarray(padding)):
+        return given
+    return Range(np.minimum(given.low, 0), np.maximum(given.high, 0), given.partial)
+
+
+def _exact(low: NDArray[np.float64], high: NDArray[np.float64]) -> Range:
+    return Range(low, high, np.maximum(np.abs(low), np.abs(high)))

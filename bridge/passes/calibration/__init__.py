@@ -1,0 +1,1 @@
+"""Fitting a spiking network to few time steps."""

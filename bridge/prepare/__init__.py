@@ -1,0 +1,1 @@
+"""A torch model before conversion: QCFS activations, their thresholds, checkpoints."""

@@ -1,0 +1,226 @@
+"""Running sums over batches: what becomes of records once they have been compared. Memory does not grow with images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
+from bridge.graph import LayerGraph, Shape
+from bridge.records import SpikeRecord, differing
+from bridge.validation.divergence import SLACK, Replay
+
+Sums = dict[str, NDArray[Any]]
+"""By layer or by kind: a sum for each time step, ``[T]``."""
+RATES = ("error", "error_max", "within", "product", "rate_square", "target_square")
+"""The sums that the rates and the ANN's activations alone determine."""
+LISTED = 1000
+"""How many divergences of one layer a backend's list holds; further ones are only counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What one batch is held against: the ANN's a/λ by layer and its classes, the true classes; None if unknown."""
+
+    activations: Mapping[str, NDArray[np.float32]] | None
+    ann_top1: NDArray[np.integer] | None
+    labels: NDArray[np.integer] | None
+
+    def first(self, count: int) -> Targets:
+        """Those of the first `count` images."""
+        some = None if self.activations is None else {name: a[:count] for name, a in self.activations.items()}
+        ann_top1 = None if self.ann_top1 is None else self.ann_top1[:count]
+        return Targets(some, ann_top1, None if self.labels is None else self.labels[:count])
+
+
+@dataclass(eq=False)
+class Tally:
+    """Sums of one backend's agreement over some images. Those of several batches are added in the batches' order."""
+
+    shapes: dict[str, Shape]
+    images: int = 0
+    differing: Sums = field(default_factory=dict)
+    error: Sums = field(default_factory=dict)
+    error_max: Sums = field(default_factory=dict)
+    product: Sums = field(default_factory=dict)
+    rate_square: Sums = field(default_factory=dict)
+    target_square: Sums = field(default_factory=dict)
+    within: Sums = field(default_factory=dict)
+    agree: Sums = field(default_factory=dict)
+    divergences: list[Divergence] = field(default_factory=list)
+    ties: int = 0
+    unexplained: int = 0
+    readouts_wrong: int = 0
+    readout_error: float = 0.0
+
+    @staticmethod
+    def of(
+        graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord, targets: Targets, known: Tally | None = None
+    ) -> Tally:
+        """The tally of one batch: its record, the reference's, and what else it is held against.
+
+        `known` is the reference's own tally, where there is one: layers whose spikes are the same have its rates.
+        """
+        tally = Tally({name: graph.shapes[name] for name in graph.spiking}, record.images)
+        tally.differing = dict(differing(record, expected))
+        for name in tally.shapes if targets.activations is not None else ():
+            if known is None or tally.differing[name].any():
+                assert targets.activations is not None
+                tally._hold(name, record, targets.activations[name])
+                continue
+            for kind in RATES:
+                getattr(tally, kind)[name] = getattr(known, kind)[name]
+        top1 = largest(record.outputs())
+        truths = {"reference": largest(expected.outputs()), "ann": targets.ann_top1, "labels": targets.labels}
+        tally.agree = {key: (top1 == truth).sum(axis=1) for key, truth in truths.items() if truth is not None}
+        return tally
+
+    def _hold(self, name: str, record: SpikeRecord, target: NDArray[np.float32]) -> None:
+        """Hold the rates of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
+        sums: dict[str, list[Any]] = {kind: [] for kind in RATES}
+        square = np.square(target).sum(dtype=np.float64)
+        for t, rate in enumerate(record.running_rates(name), 1):
+            error = np.abs(rate - target)
+            sums["error"].append(error.sum(dtype=np.float64))
+            sums["error_max"].append(error.max())
+            sums["within"].append(np.count_nonzero(error <= 1 / t + 1e-6))  # 1/t itself is rounded, and so is φ
+            sums["product"].append((rate * target).sum(dtype=np.float64))
+            sums["rate_square"].append(np.square(rate).sum(dtype=np.float64))
+            sums["target_square"].append(square)
+        for kind, values in sums.items():
+            getattr(self, kind)[name] = np.array(values)
+
+    def explain(self, found: list[Divergence], offset: int) -> None:
+        """Note divergences of the batch, whose first image has number `offset`. None is a mismatch unexplained."""
+        self.ties += sum(divergence.tie for divergence in found)
+        self.unexplained += sum(not divergence.tie for divergence in found) or (0 if found else 1)
+        self.divergences = _listed([replace(divergence, image=divergence.image + offset) for divergence in found])
+
+    def judge_readout(self, replay: Replay) -> None:
+        """Hold the readout of the batch against what the reference makes of the same spikes."""
+        got, expected, exact = replay.record.readout, replay.expected.readout, replay.exact.readout
+        error = np.abs(got - expected).reshape(*got.shape[:2], -1).max(axis=-1)
+        unit = 0.0 if replay.graph.integer else float(np.abs(exact).max()) * 2.0**-24
+        own_error = max(float(np.abs(expected - exact).max()), unit)
+        self.readout_error = max(self.readout_error, float(error.max()))
+        self.readouts_wrong += int((error > SLACK * own_error).sum())
+
+    def add(self, other: Tally) -> None:
+        """Take in the tally of the images that come next."""
+        self.images += other.images
+        for name in ("differing", "error", "product", "rate_square", "target_square", "within", "agree"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, {key: mine[key] + value if mine else value for key, value in theirs.items()})
+        self.error_max = {
+            key: np.maximum(self.error_max[key], value) if self.error_max else value
+            for key, value in other.error_max.items()
+        }
+        self.divergences = _listed(self.divergences + other.divergences)
+        self.ties += other.ties
+        self.unexplained += other.unexplained
+        self.readouts_wrong += other.readouts_wrong
+        self.readout_error = max(self.readout_error, other.readout_error)
+
+    def _cosine(self, name: str) -> NDArray[np.float64]:
+        """Of all rates and all activations of layer `name`; two vectors of zeros are alike."""
+        rate, target = self.rate_square[name], self.target_square[name]
+        size = np.sqrt(rate * target)
+        return np.where(size > 0, self.product[name] / np.where(size > 0, size, 1), rate == target)
+
+    def result(self, versions: Mapping[str, str]) -> BackendAgreement:
+        """What it all comes to."""
+        count = {name: self.images * int(np.prod(shape)) for name, shape in self.shapes.items()}
+        cosine = {name: self._cosine(name) for name in self.product}
+        share = {key: (total / self.images).tolist() for key, total in self.agree.items()}
+        return BackendAgreement(
+            images=self.images,
+            versions=dict(versions),
+            differing={name: counts.tolist() for name, counts in self.differing.items()},
+            rate_error=_lists({name: total / count[name] for name, total in self.error.items()}),
+            rate_error_max=_lists(self.error_max),
+            cosine=_lists(cosine),
+            within=_lists({name: total / count[name] for name, total in self.within.items()}),
+            top1_reference=share.get("reference", []),
+            top1_ann=share.get("ann"),
+            accuracy=share.get("labels"),
+            divergences=self.divergences,
+            ties=self.ties,
+            unexplained=self.unexplained,
+            readout_error=self.readout_error,
+            readouts_wrong=self.readouts_wrong,
+        )
+
+
+@dataclass(eq=False)
+class PartsTally:
+    """Sums of the parts of the reference's rate error: by part, by layer, over some neurons and images."""
+
+    neurons: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, Sums] = field(default_factory=dict)
+    isolated: Sums = field(default_factory=dict)
+
+    def note(self, layer: str, steps: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take in one layer's parts over a batch, ``[B, ...]`` each at every step."""
+        sums: dict[str, list[float]] = {name: [] for name in (*PARTS, "isolated")}
+        for parts in steps:
+            error = torch.stack([parts[name] for name in PARTS]).sum(dim=0)
+            sign = error.sign()  # so what the parts contribute adds up to the error's size
+            for name in PARTS:
+                sums[name].append(_sum(parts[name] * sign))
+            sums["isolated"].append(_sum(parts["quantisation"].abs()))
+            self.neurons[layer] = sign.numel()
+        for name in PARTS:
+            self.parts.setdefault(name, {})[layer] = np.array(sums[name])
+        self.isolated[layer] = np.array(sums["isolated"])
+
+    def add(self, other: PartsTally) -> None:
+        """Take in the sums of the images that come next."""
+        if not self.neurons:
+            self.neurons, self.parts, self.isolated = other.neurons, other.parts, other.isolated
+            return
+        self.neurons = {layer: count + other.neurons[layer] for layer, count in self.neurons.items()}
+        self.parts = {p: {n: s + other.parts[p][n] for n, s in sums.items()} for p, sums in self.parts.items()}
+        self.isolated = {layer: total + other.isolated[layer] for layer, total in self.isolated.items()}
+
+    def result(self) -> RateError | None:
+        """Means, None if nothing was noted."""
+        if not self.neurons:
+            return None
+        return RateError(
+            parts={part: self._means(self.parts[part]) for part in PARTS}, isolated=self._means(self.isolated)
+        )
+
+    def _means(self, sums: Sums) -> Layers:
+        return {layer: (total / self.neurons[layer]).tolist() for layer, total in sums.items()}
+
+
+def _listed(found: list[Divergence]) -> list[Divergence]:
+    """The first `LISTED` of each layer, so that no layer that is wrong goes unnamed."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for divergence in found:
+        seen[divergence.layer] += 1
+        if seen[divergence.layer] <= LISTED:
+            kept.append(divergence)
+    return kept
+
+
+def largest(outputs: NDArray[np.floating]) -> NDArray[np.integer]:
+    """Index of the largest output of each step and image, ``[T, B]``, for ``[T, B, ...]``."""
+    return np.asarray(outputs.reshape(*outputs.shape[:2], -1).argmax(axis=-1))
+
+
+def _sum(values: Tensor) -> float:
+    """Summed by numpy, whose result does not depend on the number of threads."""
+    return float(values.numpy().sum(dtype=np.float64))
+
+
+def _lists(values: Sums) -> Layers | None:
+    return {name: array.tolist() for name, array in values.items()} or None

@@ -1,0 +1,75 @@
+"""Which spikes of a backend are wrong by themselves, and which only follow from others or from rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from bridge.agreement import Divergence
+from bridge.errors import ValidationError
+from bridge.graph import IntegrateFire, LayerGraph
+from bridge.records import SpikeRecord
+from bridge.simulate.reference import simulate
+
+SLACK = 32.0
+"""A backend may round this many times worse than the reference does; other orders of summation stay far below it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The reference on what `record` says each layer heard and fired, in its own float32 and in float64."""
+
+    graph: LayerGraph
+    x: Tensor
+    record: SpikeRecord
+    membranes: bool
+
+    @cached_property
+    def expected(self) -> SpikeRecord:
+        return simulate(self.graph, self.x, self.record.steps, membranes=self.membranes, heard=self.record)
+
+    @cached_property
+    def exact(self) -> SpikeRecord:
+        return simulate(self.graph, self.x.double(), self.record.steps, membranes=self.membranes, heard=self.record)
+
+
+def divergences(replay: Replay, probed: SpikeRecord | None) -> list[Divergence]:
+    """The spikes of the replayed record that are wrong by themselves.
+
+    They are those that differ from the `replay`, in which a layer that only passes on an earlier difference has none.
+    `probed` is the same run with membranes, None if it cannot be run again; where it is missing or did not repeat its
+    spikes, the membrane is unknown (None) and the divergence counts as no tie.
+    """
+    graph, record, expected, exact = replay.graph, replay.record, replay.expected, replay.exact
+    found = []
+    for name in graph.spiking:
+        layer = graph[name]
+        assert isinstance(layer, IntegrateFire)
+        got = record.spikes(name)
+        if probed is not None and (name not in probed.membranes or probed.membranes[name].shape != got.shape):
+            raise ValidationError(f"{record.backend}: asked for membranes, it gave none that fit layer {name!r}")
+        again = None if probed is None else probed.spikes(name)
+        rounding = SLACK * float(np.abs(expected.membranes[name] - exact.membranes[name]).max())
+        for index in map(tuple, np.argwhere(got != expected.spikes(name))):
+            repeated = again is not None and bool((got[:, *index[1:]] == again[:, *index[1:]]).all())
+            backend = float(probed.membranes[name][index]) if probed is not None and repeated else None
+            truth, level = float(exact.membranes[name][index]), float(layer.level[index[2]])
+            close = backend is not None and abs(backend - truth) <= rounding
+            found.append(
+                Divergence(
+                    layer=name,
+                    step=int(index[0]) + 1,
+                    image=int(index[1]),
+                    neuron=tuple(int(i) for i in index[2:]),
+                    reference_membrane=float(expected.membranes[name][index]),
+                    backend_membrane=backend,
+                    exact_membrane=truth,
+                    level=level,
+                    rounding=rounding,
+                    tie=backend is not None and close and (backend >= level) == bool(got[index]),
+                )
+            )
+    return found

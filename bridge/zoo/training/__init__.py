@@ -1,0 +1,1 @@
+"""Training the zoo's networks with QCFS."""

@@ -1,0 +1,69 @@
+"""The twin of Lava's fixed-point run: the same arithmetic, at the speed of `bridge.simulate.engine.engine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.graph import IntegrateFire, LayerGraph
+from bridge.nir_graph import from_nir
+from bridge.passes.fold_pooling import fold_pooling
+from bridge.records import SpikeRecord
+from bridge.simulate.engine.engine import Engine
+from bridge.simulate.ops import tensor
+from bridge.simulate.reference import simulate
+from exporters.base import Availability, check_input
+from exporters.lava.bounds import check_network, check_pixels, largest_potential
+from exporters.lava.network import LavaNetwork, Parts
+
+
+@dataclass(frozen=True, eq=False)
+class TwinNetwork:
+    """What `LavaTwin.export` returns: the network, and the engine that runs it within Loihi's registers."""
+
+    graph: LayerGraph
+    engine: Engine
+
+
+class LavaTwin:
+    """What `LavaFixed` computes, spike for spike and output for output, without Lava: for whole test sets.
+
+    It refuses what does not fit Loihi's registers, as `LavaFixed` does, and so never needs to wrap or saturate. Let
+    Lava itself run a sample beside it; the agreement then shows that both are the same there:
+
+    >>> network.validate(x, 8, ["lava-fixed", "lava-twin"], images={"lava-fixed": 60})
+    """
+
+    name = "lava-twin"
+
+    def available(self) -> Availability:
+        """Always: it needs this package only."""
+        return Availability(usable=True, versions={"qcfs-bridge": version("qcfs-bridge")})
+
+    def export(self, graph: nir.NIRGraph) -> TwinNetwork:
+        """Raises `GraphError` if `graph` is not in whole numbers, or a layer does not fit Loihi's registers."""
+        layers = from_nir(graph)
+        plan = LavaNetwork(fold_pooling(layers), Parts(synapses="torch", fixed=True))
+        check_network(plan)
+        neurons = [layer for layer in plan.graph if isinstance(layer, IntegrateFire)]
+        limits = {layer.name: float(largest_potential(plan, layer)) for layer in neurons}
+        return TwinNetwork(layers, Engine(layers, limits=limits))
+
+    def run(self, native: TwinNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        """Run it. The membranes are those that the recorded spikes give by the neuron's equation.
+
+        Raises `InputError` if `x` does not fit, or if on these images a neuron would leave its register.
+        """
+        check_input(native.graph.input.shape, x, steps)
+        check_pixels(x)
+        record = native.engine.run(tensor(x), steps, record=True).record
+        assert record is not None  # it was asked for
+        record = replace(record, backend=self.name)
+        if not membranes:
+            return record
+        potentials = simulate(native.graph, tensor(x), steps, membranes=True, heard=record).membranes
+        return replace(record, membranes=potentials)

@@ -1,0 +1,59 @@
+"""snnTorch: torch's own layers and a subclass of snnTorch's own ``Leaky`` without leak."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from bridge.graph import IntegrateFire
+from bridge.nir_graph import from_nir
+from bridge.records import SpikeRecord
+from exporters.base import Availability, probe
+from exporters.torch_module import build, run
+
+
+class SnnTorch:
+    """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`.
+
+    The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it. Example:
+    docs/backends.md.
+    """
+
+    name = "snntorch"
+
+    def available(self) -> Availability:
+        return probe({"snntorch": "snntorch"}, 'pip install "snntorch>=1.0.0"')
+
+    def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        return build(from_nir(graph), nn, _neuron, "SnnTorchNetwork")
+
+    def run(
+        self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
+    ) -> SpikeRecord:
+        from exporters.snntorch.neuron import SoftResetIF
+
+        neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, SoftResetIF)}
+
+        def reset() -> None:  # snntorch.utils.reset would also reset every other network in the process
+            for neuron in neurons.values():
+                neuron.reset_mem()  # type: ignore[operator]
+
+        reset()
+        try:
+            return run(self.name, native, neurons, _potential, x, steps, membranes)
+        finally:
+            reset()
+
+
+def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
+    return cast(Tensor, neuron.mem) + cast(Tensor, neuron.threshold) * spikes
+
+
+def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
+    from exporters.snntorch.neuron import SoftResetIF
+
+    return SoftResetIF(layer.level, layer.threshold, rank)

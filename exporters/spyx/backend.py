@@ -1,0 +1,56 @@
+"""Spyx: layers of Flax's NNX, as Spyx's users write them, and a subclass of Spyx's own ``IF``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.nir_graph import from_nir
+from bridge.records import Recorder, SpikeRecord
+from exporters.base import Availability, check_input, probe
+
+if TYPE_CHECKING:
+    from exporters.spyx.network import SpyxNetwork
+
+
+class Spyx:
+    """Native object: an `exporters.spyx.network.SpyxNetwork`, which ``spyx.nn.run`` takes like any layer of Spyx's.
+
+    >>> network = Spyx().export(nir.read("net.nir", type_check=False))
+    >>> readout, state = spyx.nn.run(network, jnp.broadcast_to(images, (8, *images.shape)))  # [T, B, ...], here T = 8
+    >>> prediction = readout.mean(axis=0).argmax(axis=1)
+    >>> readout, state = network(images, state)  # one more step
+    >>> gradients = nnx.grad(lambda net: spyx.nn.run(net, x)[0].mean())(network)  # of Spyx's surrogate
+    """
+
+    name = "spyx"
+
+    def available(self) -> Availability:
+        return probe({"spyx": "spyx", "jax": "jax", "flax": "flax"}, 'pip install "spyx>=1.0.0"')
+
+    def export(self, graph: nir.NIRGraph) -> SpyxNetwork:
+        from exporters.spyx.network import SpyxNetwork
+
+        return SpyxNetwork(from_nir(graph))
+
+    def run(self, native: SpyxNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
+        from flax import nnx
+
+        from exporters.spyx.network import advance
+
+        check_input(native.input_shape, x, steps)
+        definition, parameters = nnx.split(native)
+        images, state = np.asarray(x, np.float32), native.initial_state(len(x))
+        recorder = None
+        for _ in range(steps):
+            readout, spikes, potentials, state = advance(definition, parameters, images, state)
+            # in the network's order: what is compiled returns its names sorted
+            recorder = recorder or Recorder(self.name, {name: spikes[name].shape[1:] for name in native.spiking})
+            for name in native.spiking:
+                recorder.spikes(name, np.asarray(spikes[name]), np.asarray(potentials[name]) if membranes else None)
+            recorder.readout(np.asarray(readout))
+        assert recorder is not None  # there is at least one step
+        return recorder.finish()
