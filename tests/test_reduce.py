@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import networks
 import numpy as np
 import pytest
 import torch
-from conftest import require
+from support import networks
+from support.backends import require
 
 import bridge
 from bridge import InputError, SpikeRecord

@@ -1,0 +1,248 @@
+"""The commands on files: networks in three forms, images in three, exit statuses, JSON, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import networks
+from support.backends import require
+from typer.testing import CliRunner
+
+import bridge
+from bridge.cli import app
+from bridge.records import SpikeRecord
+
+MODEL = """
+import torch, bridge
+
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), bridge.QCFS(4), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
+    ).eval()
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("no weights here")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a model, a network of each kind, and images; the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("mymodels", None)
+    (tmp_path / "mymodels.py").write_text(MODEL)
+    model, shape = networks.cnn()
+    x = networks.dyadic_images(6, shape)
+    network = bridge.convert(model, x)
+    network.save("cnn.nir")
+    network.ann_to_onnx("cnn.onnx")
+    network.quantize(8, calibration=x).save("whole.nir")
+    np.save("x.npy", x.numpy())
+    np.savez("both.npz", x=x.numpy(), y=np.arange(6) % 4)
+    np.save("y.npy", np.arange(6) % 4)
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    return tmp_path
+
+
+def call(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + result.stderr
+    return result.stdout if status < 2 else result.stderr.replace("\n", "")
+
+
+def test_inspect(folder):
+    rows = json.loads(call("inspect", "cnn.nir", "--json"))
+    network = bridge.load("cnn.nir")
+    assert [row["name"] for row in rows] == [layer.name for layer in network.graph]
+    assert rows[0] == {"name": "input", "kind": "Input", "inputs": [], "shape": [2, 9, 7], "parameters": 0}
+    conv = next(row for row in rows if row["name"] == "layer_0")
+    assert conv["parameters"] == network.graph["layer_0"].weight.size + 6
+    for source in ("cnn.nir", "cnn.onnx"):
+        text = call("inspect", source)
+        assert "IntegrateFire" in text
+        assert "2 × 9 × 7" in text
+    assert "layer_1" not in call("inspect", "mymodels:small", "--images", "pictures", "--json").split('"layer_3"')[1]
+
+
+def test_convert(folder):
+    call("convert", "cnn.onnx", "again.nir")
+    x = torch.from_numpy(np.load("x.npy"))
+    one, other = bridge.load("cnn.nir").run(x, 4), bridge.load("again.nir").run(x, 4)
+    assert [one.packed[a].tobytes() for a in one.layers] == [other.packed[b].tobytes() for b in other.layers]
+    call("convert", "mymodels:small", "small.nir", "--images", "pictures")
+    assert bridge.load("small.nir").graph.input.shape == (1, 8, 8)
+    call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
+    assert bridge.load("whole8.nir").graph.integer
+
+
+def test_run_and_compare(folder):
+    for name in ("snntorch", "spikingjelly"):
+        require(name)
+    call("run", "cnn.nir", "x.npy", "reference.npz", "--steps", "5")
+    call("run", "cnn.nir", "both.npz:x", "snntorch.npz", "--steps", "5", "--backend", "snntorch")
+    expected = bridge.load("cnn.nir").run(np.load("x.npy"), 5)
+    assert np.array_equal(SpikeRecord.load("reference.npz").readout, expected.readout)
+    found = json.loads(call("compare", "reference.npz", "snntorch.npz", "--json"))
+    assert found == {"differing": {name: [0] * 5 for name in expected.layers}, "readout_difference": 0}
+    other = bridge.load("cnn.nir").run(-np.load("x.npy"), 5)
+    other.save("other.npz")
+    found = json.loads(call("compare", "reference.npz", "other.npz", "--json", status=1))
+    for name in expected.layers:
+        wrong = (expected.spikes(name) != other.spikes(name)).sum(axis=(1, 2) if name == "layer_8" else (1, 2, 3, 4))
+        assert found["differing"][name] == wrong.tolist()
+    assert "differs by up to" in call("compare", "reference.npz", "other.npz", status=1)
+    call("run", "cnn.nir", "x.npy", "short.npz", "--steps", "4")
+    assert "cannot be compared" in call("compare", "reference.npz", "short.npz", status=2)
+
+
+def test_validate(folder):
+    for name in ("snntorch", "spikingjelly"):
+        require(name)
+    backends = ("--backend", "snntorch", "--backend", "spikingjelly")
+    text = call("validate", "cnn.nir", "x.npy", "--steps", "4", *backends, "--labels", "y.npy", "--out", "out")
+    assert "equal" in text
+    saved = json.loads((folder / "out" / "agreement.json").read_text())
+    assert saved["agreed"] is True
+    assert saved["backends"]["snntorch"]["images"] == 6
+    assert (folder / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    shown = json.loads(
+        call("validate", "cnn.onnx", "both.npz:x", "--steps", "4", *backends, "--json", "--limit", "snntorch=2")
+    )
+    assert shown["backends"]["snntorch"]["images"] == 2
+    assert shown["rate_error"] is not None  # the ONNX file has the ANN in it
+    call("report", "out/agreement.json", "again.html")
+    assert (folder / "again.html").read_text() == (folder / "out" / "report.html").read_text()
+
+
+def test_a_recorded_run_is_one_more_backend(folder):
+    network, x = bridge.load("cnn.nir"), np.load("x.npy")
+    network.run(x, 4).save("hardware.npz")
+    assert json.loads(call("validate", "cnn.nir", "x.npy", "--steps", "4", "--backend", "hardware.npz", "--json"))[
+        "agreed"
+    ]
+    network.run(x[::-1].copy(), 4).save("hardware.npz")
+    call("validate", "cnn.nir", "x.npy", "--steps", "4", "--backend", "hardware.npz", status=1)
+
+
+def test_pictures_are_pixels_to_whole_numbers(folder):
+    call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
+    call("run", "whole8.nir", "pictures", "spikes.npz", "--steps", "3")
+    pixels = np.stack([np.asarray(Image.open(folder / "pictures" / f"{n}.png"), np.float32)[None] for n in range(3)])
+    expected = bridge.load("whole8.nir").run(pixels, 3)
+    assert np.array_equal(SpikeRecord.load("spikes.npz").readout, expected.readout)
+
+
+def test_converting_for_few_steps(folder):
+    """The file holds the calibrated network: levels of its own, the same layers."""
+    call("convert", "cnn.onnx", "plain.nir")
+    call("convert", "cnn.onnx", "two.nir", "--images", "x.npy", "--calibrate", "2")
+    plain, two = bridge.load("plain.nir"), bridge.load("two.nir")
+    assert set(plain.layers) == set(two.layers)
+    assert any((plain.graph[name].level != two.graph[name].level).any() for name in plain.layers)
+
+
+def test_training(folder):
+    arguments = ["train", "digits", "digits", "trained", "--recipe", "short", "--set", "epochs=2"]
+    call(*arguments, "--set", "relu_epochs=0", "--held-out", "90")
+    assert {path.name for path in (folder / "trained").iterdir()} >= {"weights.safetensors", "card.md", "metrics.jsonl"}
+    assert len((folder / "trained" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nothing.nir"], "nothing.nir: no such file"),
+        (["inspect", "cnn.txt"], "cnn.txt: expected a .nir file, an .onnx file, or module:function"),
+        (["inspect", "mymodels:small"], "give them with --images"),
+        (["inspect", "mymodels:nobody", "--images", "x.npy"], "mymodels:nobody: cannot be called: AttributeError"),
+        (["inspect", "mymodels:number", "--images", "x.npy"], "expected a torch.nn.Module .* got int"),
+        (["inspect", "mymodels:broken", "--images", "x.npy"], "ValueError: no weights here"),
+        (["run", "cnn.nir", "nothing.npy", "out.npz"], "nothing.npy: no array can be read"),
+        (["run", "cnn.nir", "both.npz", "out.npz"], r"both.npz: holds the arrays \['x', 'y'\]; say which"),
+        (["run", "cnn.nir", "both.npz:z", "out.npz"], "none called 'z'"),
+        (["run", "cnn.nir", "cnn.onnx", "out.npz"], "expected a .npy or .npz file, or a folder"),
+        (["run", "cnn.nir", "pictures", "out.npz"], "expected at least one image"),
+        (["run", "cnn.nir", "x.npy", "out.npz", "--backend", "brian"], "no backend is called 'brian'"),
+        (["run", "whole.nir", "x.npy", "out.npz"], "takes pixels"),
+        (["validate", "cnn.nir", "x.npy", "--limit", "lava"], "expected name=N"),
+        (["validate", "cnn.nir", "x.npy", "--labels", "x.npy"], "one class an image"),
+        (["convert", "cnn.onnx", "out.nir", "--weight-bits", "8"], "give them with --images"),
+        (["convert", "cnn.onnx", "out.nir", "--calibrate", "2"], "give them with --images"),
+        (["train", "resnet5", "digits", "out"], "model .resnet5.: expected one of"),
+        (["train", "digits", "letters", "out"], "letters"),
+        (["train", "digits", "digits", "out"], r"3 channels, and digits has 1: .*--recipe short"),
+        (["train", "digits", "digits", "out", "--set", "epoch=3"], "epoch=3"),
+        (["report", "cnn.nir", "out.html"], "no agreement can be read"),
+        (["compare", "x.npy", "x.npy"], "x.npy"),
+    ],
+)
+def test_bad_input(folder, arguments, message):
+    before = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+    import re
+
+    assert re.search(message, call(*arguments, status=2))
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_python_objects_are_never_read(folder):
+    np.save("objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert "no array can be read" in call("run", "cnn.nir", "objects.npy", "out.npz", status=2)
+
+
+def test_pictures_of_two_sizes(folder):
+    Image.new("L", (5, 5)).save("pictures/9.png")
+    assert "9.png: is (1, 5, 5)" in call("run", "cnn.nir", "pictures", "out.npz", status=2)
+
+
+@pytest.mark.slow
+def test_kill_leaves_nothing_half_written(folder):
+    """Killed again and again, at any moment: what is there is whole, and a repeated run is as if nothing had been."""
+    command = [sys.executable, "-m", "bridge.cli", "validate", "cnn.nir", "x.npy", "--steps", "200"]
+    command += ["--backend", "snntorch", "--out", "out"]
+    require("snntorch")
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    took = time.monotonic() - started
+    whole = {name: (folder / "out" / name).stat().st_size for name in ("agreement.json", "report.html")}
+    for share in (0.5, 0.8, 0.95, 1.0):
+        for name in whole:
+            (folder / "out" / name).unlink(missing_ok=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+        time.sleep(share * took)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for name in whole:
+            path = folder / "out" / name
+            if path.exists() and name == "agreement.json":
+                assert json.loads(path.read_text())["agreed"] is True
+            elif path.exists():
+                assert path.read_text().rstrip().endswith("</html>")
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    assert json.loads((folder / "out" / "agreement.json").read_text())["agreed"] is True
+
+
+def test_no_progress_bars_but_on_a_terminal(folder):
+    require("snntorch")
+    command = [sys.executable, "-m", "bridge.cli", "validate", "cnn.nir", "x.npy", "--backend", "snntorch", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "TERM": "xterm"}, check=True
+    )
+    assert json.loads(done.stdout)["agreed"] is True
+    assert done.stderr == ""

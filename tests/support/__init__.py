@@ -1,0 +1,1 @@
+"""What the tests share: the independent oracles, networks, faults, digits."""
