@@ -52,9 +52,9 @@ docs: $(READY)
 
 # Everything docs/speed.md and docs/lava_speed.md say, measured here: about an hour, on a machine with nothing else to do.
 bench: $(READY)
-	$(BIN)/python benchmarks/simulation.py --limit 10 --out docs/speed.json --markdown docs/speed_table.md
-	$(BIN)/python benchmarks/where_time_goes.py --out docs/where_time_goes.json
-	$(BIN)/python benchmarks/lava_speed.py --out docs/lava_speed.json
+	$(BIN)/python benchmarks/simulation.py --limit 10 --out docs/results/speed.json --markdown docs/speed_table.md
+	$(BIN)/python benchmarks/where_time_goes.py --out docs/results/where_time_goes.json
+	$(BIN)/python benchmarks/lava_speed.py --out docs/results/lava_speed.json
 	$(BIN)/python benchmarks/importers_table.py
 
 doctor: $(READY)

@@ -230,7 +230,7 @@ def page(results: dict[str, Any]) -> str:
             text += tables(name, results[name])
     made = [results[name]["made"] for name in DATA if name in results]
     versions = sorted({", ".join(f"{package} {v}" for package, v in one["packages"].items()) for one in made})
-    text.append(f"Made by `benchmarks/accuracy.py` from [accuracy.json](accuracy.json); {'; '.join(versions)}.")
+    text.append(f"Made by `benchmarks/accuracy.py` from [accuracy.json](results/accuracy.json); {'; '.join(versions)}.")
     return "\n".join(text) + "\n"
 
 
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where its data set is")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--compare", type=int, nargs="*", default=COMPARED_STEPS, help="steps of the other schemes")
-    parser.add_argument("--out", type=Path, default=DOCS / "accuracy.json")
+    parser.add_argument("--out", type=Path, default=DOCS / "results" / "accuracy.json")
     parser.add_argument("--page", type=Path, default=DOCS / "accuracy.md")
     chosen = parser.parse_args(arguments)
     results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}

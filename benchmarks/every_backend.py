@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where CIFAR-10 is")
     parser.add_argument("--backends", nargs="+", help="default: all that are usable")
     parser.add_argument("--images", type=int, help="at most so many")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "every_backend.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "every_backend.json")
     parser.add_argument("--pages", type=Path, nargs="*", default=[ROOT / "README.md", ROOT / "docs" / "backends.md"])
     chosen = parser.parse_args(arguments)
     names = chosen.backends or [name for name in registry.names() if registry.get(name).available().usable]

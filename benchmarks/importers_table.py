@@ -254,7 +254,7 @@ def _share(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=DOCS / "importers.json")
+    parser.add_argument("--out", type=Path, default=DOCS / "results" / "importers.json")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=IMAGES)
     chosen = parser.parse_args()

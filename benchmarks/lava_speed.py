@@ -1,6 +1,6 @@
 """How fast the fixed-point Lava backend and its twin run, and what their parts contribute: a digits CNN, a ResNet-20.
 
-    python benchmarks/lava_speed.py --out docs/lava_speed.json
+    python benchmarks/lava_speed.py --out docs/results/lava_speed.json
 
 Networks of random whole numbers, T = 8. Times are of whole runs, from images to spike record: the check that no
 register overflows is included, and Lava's start-up, which the difference between a shorter and a longer run leaves out.

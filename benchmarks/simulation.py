@@ -796,7 +796,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="default: all")
     parser.add_argument("--lava", action="store_true", help="also Lava's stock processes, on digits: takes minutes")
     parser.add_argument(
-        "--out", type=Path, nargs="?", const=DOCS / "speed.json", help="write JSON; by default to docs/speed.json"
+        "--out", type=Path, nargs="?", const=DOCS / "results" / "speed.json", help="write JSON; by default to docs/results/speed.json"
     )
     parser.add_argument(
         "--markdown",

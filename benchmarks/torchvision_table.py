@@ -2,7 +2,7 @@
 
     python benchmarks/torchvision_table.py [NAME ...]
 
-Random weights, batch-norm statistics and λ fitted on random images, T = 4. Results are kept in docs/torchvision.json as
+Random weights, batch-norm statistics and λ fitted on random images, T = 4. Results are kept in docs/results/torchvision.json as
 they come; models that are in it already are not run again (delete their entries to do so).
 """
 
@@ -212,7 +212,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main(names: list[str]) -> None:
-    path = DOCS / "torchvision.json"
+    path = DOCS / "results" / "torchvision.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in names or [*CONVERTED, *REFUSED]:
         if name in results and "error" not in results[name]:

@@ -1,6 +1,6 @@
 """What the engine spends its time on, and what this machine could do at best. Also: what ending early saves.
 
-    python benchmarks/where_time_goes.py --out docs/where_time_goes.json
+    python benchmarks/where_time_goes.py --out docs/results/where_time_goes.json
 
 One thread, so that times can be told apart. Limits are measured here: the rate of the largest of some convolutions in
 int8 and in float32, and the bandwidth of copying memory. Times are medians of several runs.

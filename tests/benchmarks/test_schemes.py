@@ -144,7 +144,7 @@ def test_the_page(tmp_path, monkeypatch):
 
 
 def test_the_documents_say_what_was_measured():
-    results = json.loads((accuracy.DOCS / "accuracy.json").read_text(encoding="utf-8"))
+    results = json.loads((accuracy.DOCS / "results" / "accuracy.json").read_text(encoding="utf-8"))
     assert (accuracy.DOCS / "accuracy.md").read_text(encoding="utf-8") == accuracy.page(results)
     rows = [row for row in results["resnet20-cifar10"]["rows"] if row["steps"] == 2 and "images" not in row]
     after, before = (
