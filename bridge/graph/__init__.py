@@ -1,5 +1,6 @@
 """The network as plain data: layers, and the graph of them; what can be told of one without running it."""
 
+from bridge.graph.layer_graph import LayerGraph
 from bridge.graph.layers import (
     Add,
     Affine,
@@ -14,7 +15,6 @@ from bridge.graph.layers import (
     Input,
     IntegrateFire,
     Layer,
-    LayerGraph,
     Linear,
     Scale,
     Shape,

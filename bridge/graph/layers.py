@@ -1,4 +1,4 @@
-"""The network as plain data: an ordered, immutable graph of small layers, ANN and SNN alike.
+"""The layers of a network as plain data, ANN and SNN alike: one frozen dataclass a kind.
 
 Arrays are numpy, without batch: a feature map is ``[C, H, W]``, a vector ``[F]``. A layer's equation is in its
 docstring. Nothing here computes; `bridge.simulate` does.
@@ -6,11 +6,7 @@ docstring. Nothing here computes; `bridge.simulate` does.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import cast
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -262,121 +258,3 @@ def _window(
     )
     layer.expect(min(sizes) >= 1, f"a feature map at least as large as the {kernel} window", shape)
     return sizes
-
-
-@dataclass(frozen=True, eq=False)
-class LayerGraph:
-    """Layers in topological order: one `Input` first, every source before its use, the last layer is the output.
-
-    ``shapes`` holds each layer's output shape, without batch. Building the graph checks all of this and raises
-    `GraphError` with the layer's name.
-    """
-
-    layers: tuple[Layer, ...]
-    shapes: dict[str, Shape] = field(init=False)
-
-    def __post_init__(self) -> None:
-        shapes: dict[str, Shape] = {}
-        if [type(layer) for layer in self.layers].count(Input) != 1 or not isinstance(self.layers[0], Input):
-            raise GraphError("a layer graph has exactly one Input, and it comes first")
-        for layer in self.layers:
-            if layer.name in shapes:
-                raise GraphError(f"two layers are called {layer.name!r}: names must be unique")
-            missing = [source for source in layer.inputs if source not in shapes]
-            if missing:
-                raise GraphError(
-                    f"layer {layer.name!r} takes its input from {missing}, which no earlier layer provides"
-                )
-            if isinstance(layer, Input):
-                shapes[layer.name] = layer.shape
-            else:
-                joins = isinstance(layer, Add | Concat)
-                layer.expect(joins or len(layer.inputs) == 1, "one input", list(layer.inputs))
-                layer.expect(len(layer.inputs) > 0, "an input", "none")
-                shapes[layer.name] = layer.output_shape(*(shapes[source] for source in layer.inputs))
-        used = {source for layer in self.layers for source in layer.inputs}
-        unused = [layer.name for layer in self.layers[:-1] if layer.name not in used]
-        if unused:
-            raise GraphError(f"the output of {unused} goes nowhere; only the last layer may be the output")
-        object.__setattr__(self, "shapes", shapes)
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, name: str) -> Layer:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
-    @property
-    def input(self) -> Input:
-        return cast(Input, self.layers[0])
-
-    @property
-    def output(self) -> Layer:
-        return self.layers[-1]
-
-    @property
-    def spiking(self) -> tuple[str, ...]:
-        """Names of the spiking layers, in order."""
-        return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire))
-
-    @property
-    def neurons(self) -> int:
-        """How many neurons the spiking layers have together."""
-        return sum(math.prod(self.shapes[name]) for name in self.spiking)
-
-    @cached_property
-    def constant(self) -> frozenset[str]:
-        """Layers that the images reach without passing a neuron, and no spike does: the same at every time step."""
-        names = {self.input.name}
-        for layer in self.layers[1:]:
-            if not isinstance(layer, IntegrateFire) and names.issuperset(layer.inputs):
-                names.add(layer.name)
-        return frozenset(names)
-
-    @cached_property
-    def integer(self) -> bool:
-        """Whether this is a spiking network in whole numbers: from whole-number images, it computes nothing else."""
-        kinds = Input | Affine | Add | Scale | SumPool2d | Flatten | IntegrateFire
-        neurons = [layer for layer in self.layers if isinstance(layer, IntegrateFire)]
-        others = [layer for layer in self.layers if isinstance(layer, kinds) and not isinstance(layer, IntegrateFire)]
-        if not neurons or len(neurons) + len(others) < len(self.layers):
-            return False
-        # neurons first: in a network that is not in whole numbers their levels of 1/2 settle it at once
-        values = ((layer, f.name) for layer in (*neurons, *others) for f in fields(layer))
-        arrays = (getattr(layer, name) for layer, name in values)
-        return all(bool((array == np.rint(array)).all()) for array in arrays if isinstance(array, np.ndarray))
-
-    def free(self, name: str) -> str:
-        """`name`, or `name` with as many underscores as it takes to be no layer's."""
-        while name in self.shapes:
-            name += "_"
-        return name
-
-    def consumers(self, name: str) -> list[Layer]:
-        """The layers that read the output of `name`."""
-        return [layer for layer in self.layers if name in layer.inputs]
-
-    def rewrite(self, changes: Mapping[str, Sequence[Layer]]) -> LayerGraph:
-        """A copy in which each layer named in `changes` gives way to the layers listed for it.
-
-        Readers of a replaced layer read the last of its replacements; those of a layer replaced by nothing read that
-        layer's own input.
-        """
-        layers: list[Layer] = []
-        renamed: dict[str, str] = {}
-        for layer in self.layers:
-            moved = tuple(renamed.get(source, source) for source in layer.inputs)
-            if layer.name not in changes:
-                layers.append(layer if moved == layer.inputs else replace(layer, inputs=moved))
-                continue
-            replacements = changes[layer.name]
-            for new in replacements:
-                layers.append(replace(new, inputs=tuple(renamed.get(source, source) for source in new.inputs)))
-            renamed[layer.name] = replacements[-1].name if replacements else moved[0]
-        return LayerGraph(tuple(layers))

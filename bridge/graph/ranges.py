@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.graph.layer_graph import LayerGraph
 from bridge.graph.layers import (
     Add,
     Affine,
@@ -15,7 +16,6 @@ from bridge.graph.layers import (
     Input,
     IntegrateFire,
     Layer,
-    LayerGraph,
     Linear,
     Scale,
     SumPool2d,
@@ -25,6 +25,8 @@ LARGEST_PIXEL = 255
 """Images of a whole-number network hold 8 bits: 0…255."""
 EXACT = 2**24
 """Up to here, float32 holds every whole number, so that sums are exact in any order."""
+LARGEST_PAIR = 2**15 - 1
+"""Without VNNI, int8 instructions add two products in 16 bits; no two that can occur may pass this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,26 @@ def ranges(graph: LayerGraph, *, spike: float = 1.0) -> dict[str, Range]:
         channels = graph.shapes[layer.name][0]
         result[layer.name] = _range(layer, channels, [result[source] for source in layer.inputs], spike)
     return result
+
+
+def small(layer: Layer, of_small: bool, output: Range | None) -> bool:
+    """Whether the output of `layer` is kept in uint8, its input being so (`of_small`) and its `output` in range."""
+    if isinstance(layer, IntegrateFire):
+        return True
+    if isinstance(layer, SumPool2d):
+        return of_small and layer.padding == (0, 0) and output is not None and bool(output.high.max() <= 255)
+    return isinstance(layer, Flatten) and of_small
+
+
+def exact_in_int8(layer: Affine, source: Range, output: Range) -> bool:
+    """Whether integer arithmetic gives the exact sums of whole-number weights, and they fit int8.
+
+    Sums are of int32, and what leaves them is below 2^24, which float32 holds.
+    """
+    weight = layer.weight
+    pair = 2 * float(source.high.max()) * max(1.0, float(np.abs(weight).max()))
+    in_range = bool((weight >= -128).all() and (weight <= 127).all())
+    return in_range and pair <= LARGEST_PAIR and float(output.partial.max()) <= EXACT
 
 
 def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Range:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.converters.nir_graphs.third_party import (
+from bridge.graph import Layer, Shape
+from bridge.graph.nir_dynamics import (
     Delay,
     Flatten,
     ForeignGraph,
@@ -18,7 +19,6 @@ from bridge.converters.nir_graphs.third_party import (
     Scale,
     Threshold,
 )
-from bridge.graph import Layer, Shape
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import evaluate
 

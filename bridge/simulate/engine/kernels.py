@@ -11,29 +11,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge.graph import Add, Affine, Conv2d, Flatten, IntegrateFire, Layer, LayerGraph, Linear, SumPool2d
-from bridge.graph.ranges import EXACT, Range
+from bridge.graph import Add, Affine, Conv2d, Flatten, Layer, LayerGraph, Linear, SumPool2d
+from bridge.graph.ranges import Range, exact_in_int8, small
 from bridge.simulate.ops import evaluate, tensor
 
 logger = logging.getLogger(__name__)
 
 Kernel = Callable[..., Tensor]
-LARGEST_PAIR = 2**15 - 1
-"""Without VNNI, int8 instructions add two products in 16 bits; no two that can occur may pass this."""
-
-
-def small(layer: Layer, of_small: bool, output: Range | None) -> bool:
-    """Whether the output of `layer` is kept in uint8, its input being so (`of_small`) and its `output` in range."""
-    if isinstance(layer, IntegrateFire):
-        return True
-    if isinstance(layer, SumPool2d):
-        return of_small and layer.padding == (0, 0) and output is not None and bool(output.high.max() <= 255)
-    return isinstance(layer, Flatten) and of_small
 
 
 def kernel(graph: LayerGraph, layer: Layer, *, of_small: bool, bounds: dict[str, Range] | None) -> Kernel:
@@ -118,17 +106,6 @@ def _small_sum(layer: SumPool2d) -> Kernel:
         return total
 
     return run
-
-
-def exact_in_int8(layer: Affine, source: Range, output: Range) -> bool:
-    """Whether integer arithmetic gives the exact sums of whole-number weights, and they fit int8.
-
-    Sums are of int32, and what leaves them is below 2^24, which float32 holds.
-    """
-    weight = layer.weight
-    pair = 2 * float(source.high.max()) * max(1.0, float(np.abs(weight).max()))
-    in_range = bool((weight >= -128).all() and (weight <= 127).all())
-    return in_range and pair <= LARGEST_PAIR and float(output.partial.max()) <= EXACT
 
 
 def _int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
