@@ -12,10 +12,7 @@ from bridge.converters.nir_graphs.third_party import parse
 from bridge.errors import InputError
 from bridge.graph import Shape
 from bridge.records import SpikeRecord
-from bridge.simulate.nir_reference import simulate_nir
-
-BATCH = 64
-"""Inputs simulated together."""
+from bridge.simulate import nir_reference
 
 
 class ForeignNetwork:
@@ -75,6 +72,4 @@ class ForeignNetwork:
             )
         if not x.numel() or x.is_complex() or not bool(x.isfinite().all()):
             raise InputError("x: expected at least one input of finite real numbers")
-        return SpikeRecord.concatenate(
-            [simulate_nir(self._graph, x[:, at : at + BATCH]) for at in range(0, x.shape[1], BATCH)]
-        )
+        return nir_reference.run(self._graph, x)

@@ -3,69 +3,46 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nir
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bridge._util.checks import positive
 from bridge._util.files import replacing
-from bridge._util.progress import progress
 from bridge.agreement import Agreement
-from bridge.backends import registry
-from bridge.backends.recorded import Recorded
-from bridge.converters.nir_graphs import ours as nir_graph
-from bridge.converters.nir_graphs.third_party import FOREIGN
-from bridge.converters.torch_models.model import capture
-from bridge.errors import BackendError, ConversionError, GraphError, InputError, LossyWarning
+from bridge.backends.protocol import Backend
+from bridge.converters.nir_graphs import ours, third_party
+from bridge.converters.onnx_files import capture as onnx_capture
+from bridge.converters.onnx_files import writer as onnx_writer
+from bridge.converters.torch_models import model as torch_model
+from bridge.errors import ConversionError, GraphError, InputError, LossyWarning
 from bridge.foreign import ForeignNetwork
 from bridge.graph import LayerGraph
-from bridge.graph.pixel_grid import PixelGrid, fitted, normalised
-from bridge.graph.ranges import LARGEST_PIXEL
-from bridge.passes.calibration.gradient import output_error, refine
-from bridge.passes.calibration.layerwise import KINDS, calibrate
+from bridge.graph.pixel_grid import PixelGrid
+from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.lower_concat import lower_concat
-from bridge.passes.quantization.on_pixels import ann_on_pixels, on_pixels
-from bridge.passes.quantization.quantize import quantize
+from bridge.passes.quantization.integer_network import check_arguments, integer_network
 from bridge.passes.to_float32 import to_float32
-from bridge.records import SpikeRecord, differing
-from bridge.simulate.ann import activations
+from bridge.records import SpikeRecord
+from bridge.simulate import reference
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.engine.simulation import Simulation
-from bridge.simulate.ops import tensor
-from bridge.simulate.reference import simulate
-from bridge.validation.compare import REFERENCE, Batch, Contestant, Findings, Runner, compare
-from bridge.validation.compare import validate as hold_against
+from bridge.simulate.images import checked
+from bridge.validation import backend_runs
+from bridge.validation.lossy import loss_as_if
 
-if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
-    from bridge.backends.protocol import Backend
-
-LOADED_IN = os.getpid()
-POTENTIALS = 2**29
-"""Bytes that the potentials of one batch may take when they are held against each other, roughly."""
-CALIBRATIONS = (*KINDS, "weight")
-"""What `SpikingNetwork.calibrate` can change."""
-EMPHASES = (0.0, 0.3, 1.0)
-"""Weights of a channel's mean error that `SpikingNetwork.calibrate` tries."""
 RATE_STEPS = 16
 """T that `SpikingNetwork.quantize` takes firing rates over."""
-MEASURED_STEPS = 8
-"""T of what `SpikingNetwork.to_nir` measures."""
-BATCH = 64
-"""Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
 
 
 class SpikingNetwork:
@@ -112,30 +89,13 @@ class SpikingNetwork:
         """
         if neuron not in ("exact", "if"):
             raise InputError(f'neuron: expected "exact" or "if", got {neuron!r}')
-        graph = nir_graph.to_nir(self.graph, neuron)
+        graph = ours.to_nir(self.graph, neuron)
         if neuron == "if":
-            warnings.warn(self._lost(graph, measured_on), LossyWarning, stacklevel=2)
+            images = None if measured_on is None else checked(self.graph, measured_on)
+            warnings.warn(loss_as_if(self.graph, graph, images), LossyWarning, stacklevel=2)
         elif measured_on is not None:
             raise InputError('measured_on: only neuron="if" loses anything that could be measured')
         return graph
-
-    def _lost(self, graph: nir.NIRGraph, x: Tensor | NDArray[Any] | None) -> str:
-        """What `graph`, its neurons written as ``nir.IF``, loses; on images `x` also how much, as NIR defines it."""
-        message = (
-            "nir.IF starts at 0 and resets to 0, where this network's neurons start part full and keep what exceeds "
-            "their threshold: its spikes differ, and no number of time steps makes up for it"
-        )
-        if x is None:
-            return f'{message}. How much, to_nir(neuron="if", measured_on=images) measures'
-        exact = self.run(x, MEASURED_STEPS)
-        lossy = ForeignNetwork(graph, 1.0).run(self._images(x), MEASURED_STEPS)
-        wrong = sum(int(counts.sum()) for counts in differing(exact, lossy).values())
-        spikes = exact.images * MEASURED_STEPS * self.graph.neurons
-        top1 = [record.outputs()[-1].reshape(record.images, -1).argmax(axis=-1) for record in (exact, lossy)]
-        return (
-            f"{message}. On these {exact.images} images at T = {MEASURED_STEPS}, {wrong / spikes:.1%} of all spikes "
-            f"are wrong, and {float((top1[0] == top1[1]).mean()):.1%} of the images keep their largest output"
-        )
 
     def save(
         self, path: str | Path, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None
@@ -152,11 +112,9 @@ class SpikingNetwork:
             ConversionError: the network was read from a NIR file, which holds no ANN.
             BridgeError: onnx is not installed.
         """
-        from bridge.converters.onnx_files import writer  # onnx is an optional extra
-
         if self.ann is None:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
-        writer.write(self.ann, path)
+        onnx_writer.write(self.ann, path)
 
     def calibrate(
         self, data: Tensor | NDArray[Any], steps: int, *, kinds: Sequence[str] = CALIBRATIONS
@@ -181,26 +139,9 @@ class SpikingNetwork:
             ConversionError: the network was read from a file, which holds no ANN.
         """
         ann = self._to_be_fitted("calibrate")
-        unknown = sorted({kinds} if isinstance(kinds, str) else set(kinds) - set(CALIBRATIONS))
-        if unknown or not kinds:
-            raise InputError(f"kinds: expected some of {list(CALIBRATIONS)}, got {kinds!r}")
-        x, steps = self._images(data, "data"), _whole(steps, "steps")
-        if len(x) < 4:
-            raise InputError(f"data: expected at least 4 images, some hundred are better, got {len(x)}")
-        wanted = torch.cat([activations(ann, part)[2].clone() for part in x.split(BATCH)])
-        apart = torch.arange(len(x)) % 4 == 0
-        unseen, wanted_of_unseen = x[apart], wanted[apart]
-        x, wanted = x[~apart], wanted[~apart]
-
-        @cache
-        def error(network: SpikingNetwork) -> float:
-            outputs = torch.from_numpy(network.simulate(unseen, steps).outputs)
-            return float(output_error(outputs[-1], wanted_of_unseen))
-
-        fits = [calibrate(self.graph, ann, x, steps, kinds, emphasis) for emphasis in EMPHASES]
-        best = min([self, *(SpikingNetwork(to_float32(graph), ann) for graph in fits)], key=error)
-        refined = refine(best.graph, x, wanted, steps, kinds)
-        return min([best, SpikingNetwork(to_float32(refined), ann)], key=error)
+        x, steps = checked(self.graph, data, "data"), positive(steps, "steps")
+        fitted = best_fit(self.graph, ann, x, steps, kinds)
+        return self if fitted is self.graph else SpikingNetwork(fitted, ann)
 
     def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:
         """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.
@@ -217,7 +158,7 @@ class SpikingNetwork:
             ConversionError: the network was read from a file, which holds no ANN.
         """
         ann = self._to_be_fitted("time_biased")
-        return time_biased(self.graph, ann, self._images(data, "data"), _whole(steps, "steps"))
+        return time_biased(self.graph, ann, checked(self.graph, data, "data"), positive(steps, "steps"))
 
     def _to_be_fitted(self, what: str) -> LayerGraph:
         """The ANN that `what` fits this network to."""
@@ -259,23 +200,11 @@ class SpikingNetwork:
         """
         if self.graph.integer:
             raise InputError("quantize: this network is in whole numbers already; quantize the one it was made from")
-        if isinstance(weight_bits, bool) or not isinstance(weight_bits, int | np.integer) or not 4 <= weight_bits <= 16:
-            raise InputError(f"weight_bits: expected a whole number from 4 to 16, got {weight_bits!r}")
-        if scheme not in ("per_channel", "per_layer"):
-            raise InputError(f'scheme: expected "per_channel" or "per_layer", got {scheme!r}')
+        check_arguments(weight_bits, scheme)
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
-        x, steps = self._images(calibration, "calibration"), _whole(steps, "steps")
-        grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
-        batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
-        graph = quantize(
-            on_pixels(self.graph, grid),
-            progress(batches, "calibrating"),
-            int(weight_bits),
-            per_channel=scheme == "per_channel",
-            steps=steps,
-        )
-        return SpikingNetwork(to_float32(graph), ann_on_pixels(self.ann, grid) if self.ann else None, grid)
+        x, steps = checked(self.graph, calibration, "calibration"), positive(steps, "steps")
+        return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
 
     def pixels(self, x: Tensor | NDArray[Any]) -> Tensor:
         """The pixels of `x` ``[B, *input]``, images as the ANN takes them: whole numbers 0…255, float32.
@@ -286,7 +215,7 @@ class SpikingNetwork:
             raise InputError(
                 "pixels: only a network that quantize returned knows how pixels and the ANN's input relate"
             )
-        return self.grid.encode(self._images(x, as_pixels=False))
+        return self.grid.encode(checked(self.graph, x, as_pixels=False))
 
     def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
@@ -294,10 +223,7 @@ class SpikingNetwork:
         Raises:
             InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1.
         """
-        x, steps = self._images(x), _whole(steps, "steps")
-        return SpikeRecord.concatenate(
-            [simulate(self.graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)]
-        )
+        return reference.run(self.graph, checked(self.graph, x), positive(steps, "steps"))
 
     def simulate(
         self,
@@ -331,12 +257,12 @@ class SpikingNetwork:
             InputError: as in `run`; or an argument is not as above; or a potential of a network in whole numbers passes
                 2^24, beyond which the arithmetic is not exact.
         """
-        x, steps = self._images(x), _whole(steps, "steps")
+        x, steps = checked(self.graph, x), positive(steps, "steps")
         if until not in (None, "stable"):
             raise InputError(f'until: expected None or "stable", got {until!r}')
         if until and record:
             raise InputError("record: an image that ends early has no further spikes to keep; leave out `until`")
-        memory, patience = _whole(memory, "memory"), _whole(patience, "patience")
+        memory, patience = positive(memory, "memory"), positive(patience, "patience")
         where = str(device)
         if where not in self._engines:
             self._engines[where] = Engine(self.graph, where)
@@ -373,76 +299,9 @@ class SpikingNetwork:
             BackendError: a backend is unknown or not usable (the message says what to install), or it failed.
             ValidationError: a backend's record does not fit the network.
         """
-        x, steps = self._images(x), _whole(steps, "steps")
-        truth = _labels(labels, len(x))
-        limits = {name: _whole(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
-        native = self._exported(backends)
-        if not limits.keys() <= native.keys():
-            raise InputError(f"images: {sorted(limits.keys() - native.keys())} are not among the backends {[*native]}")
-        contest = Contest(self.graph, self.ann, steps, {n: backend for n, (backend, _) in native.items()}, limits)
-        contest.own.native = {name: model for name, (_, model) in native.items()}
-        size = _batch(self.graph, steps)
-
-        def batches() -> Iterator[Batch]:
-            for start in progress(range(0, len(x), size), ", ".join(("reference", *native))):
-                part = slice(start, start + size)
-                yield Batch(start, x[part], None if truth is None else truth[part])
-
-        versions = {name: backend.available().versions for name, (backend, _) in native.items()}
-        return hold_against(self.graph, self.ann, batches(), steps, contest, versions, executor)
-
-    def _exported(self, wanted: Sequence[str | Backend] | None) -> dict[str, tuple[Backend, Any]]:
-        """The backends asked for, or all that are usable and take this network, by name, and their native models."""
-        graph = self.to_nir()
-        if wanted is not None:
-            chosen = [registry.usable(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
-            counts = Counter([REFERENCE, *(backend.name for backend in chosen)])
-            twice = [name for name, count in counts.items() if count > 1]
-            if twice:
-                raise InputError(f"backends: {twice} would each name more than one; give it a name of its own")
-            return {backend.name: (backend, backend.export(graph)) for backend in chosen}
-        result: dict[str, tuple[Backend, Any]] = {}
-        reasons = []
-        for backend in map(registry.get, registry.names()):
-            availability = backend.available()
-            if not availability.usable:
-                reasons.append(f"{backend.name}: {availability.install}")
-                continue
-            try:
-                result[backend.name] = backend, backend.export(graph)
-            except GraphError as error:
-                reasons.append(f"{backend.name}: {error}")
-        if not result:
-            raise BackendError(f"no backend is usable here. To get one: {'; '.join(reasons)}")
-        return result
-
-    def _images(self, x: Tensor | NDArray[Any], what: str = "x", *, as_pixels: bool = True) -> Tensor:
-        """`x` as a float32 CPU tensor, checked against the network's input: pixels, if that is in whole numbers."""
-        if not isinstance(x, Tensor | np.ndarray):
-            raise InputError(f"{what}: expected a torch tensor or numpy array of images, got {type(x).__name__}")
-        if isinstance(x, np.ndarray):
-            if x.dtype.kind not in "biuf":
-                raise InputError(f"{what}: expected an array of real numbers, got {x.dtype}")
-            x = tensor(x)
-        elif x.is_complex():
-            raise InputError(f"{what}: expected real numbers, got {x.dtype}")
-        x = x.detach().to(device="cpu", dtype=torch.float32).contiguous()
-        wanted = self.graph.shapes[self.graph.input.name]
-        if tuple(x.shape[1:]) != wanted or len(x) == 0:
-            raise InputError(
-                f"{what}: expected at least one image, [B, {', '.join(map(str, wanted))}], got {list(x.shape)}"
-            )
-        values = x.numpy()  # on one image, numpy's checks take a tenth of the time that torch's take
-        if not (finite := np.isfinite(values)).all():
-            raise InputError(f"{what}: holds {np.count_nonzero(~finite)} values that are NaN or infinite")
-        if self.graph.integer and as_pixels:
-            low, high = float(values.min()), float(values.max())
-            if not (low >= 0 and high <= LARGEST_PIXEL and (values == np.rint(values)).all()):
-                raise InputError(
-                    f"{what}: this network is in whole numbers and takes pixels, whole from 0 to {LARGEST_PIXEL}; got "
-                    f"values from {low:.6g} to {high:.6g}. network.pixels(x) makes pixels of the ANN's input"
-                )
-        return x
+        return backend_runs.validate(
+            self.graph, self.ann, x, steps, backends, labels=labels, images=images, executor=executor
+        )
 
 
 def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | None = None) -> SpikingNetwork:
@@ -463,11 +322,9 @@ def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | N
     if isinstance(model, nn.Module):
         if example_input is None:
             raise InputError("convert: a torch module needs an example_input, float images [B, ...] that it takes")
-        ann = capture(model, example_input)
+        ann = torch_model.capture(model, example_input)
     elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
-        from bridge.converters.onnx_files import reader  # onnx is an optional extra
-
-        ann = reader.capture(Path(model))
+        ann = onnx_capture.capture(Path(model))
     else:
         came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
         raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
@@ -486,76 +343,17 @@ def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignN
         GraphError: the file is missing or damaged, or a node in it, which the message names, is unknown or ambiguous.
         InputError: `dt` is given for a network of this package, which counts time in steps.
     """
-    graph = nir_graph.read(path)
+    graph = ours.read(path)
     try:
-        layers = nir_graph.from_nir(graph)
+        layers = ours.from_nir(graph)
     except GraphError as refused:
         try:
             return ForeignNetwork(graph, dt)
         except GraphError as error:
-            foreign = any(isinstance(node, FOREIGN) for node in graph.nodes.values())
+            foreign = any(isinstance(node, third_party.FOREIGN) for node in graph.nodes.values())
             raise GraphError(f"{path}: {error if foreign else refused}") from error
     if not layers.spiking:
         raise GraphError(f"{path}: no neuron in it, so nothing spikes")
     if dt not in (None, 1):
         raise InputError(f"dt: {path} is a network of this package, which counts time in steps: leave dt out")
     return SpikingNetwork(layers)
-
-
-@dataclass(eq=False)
-class Contest:
-    """Measures batches: what `compare` needs. Other threads and processes export their own models."""
-
-    graph: LayerGraph
-    ann: LayerGraph | None
-    steps: int
-    backends: dict[str, Backend]
-    limits: dict[str, int]
-    own: threading.local = field(default_factory=threading.local)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "own"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, own=threading.local())
-        if os.getpid() != LOADED_IN:
-            torch.set_num_threads(1)  # a forked child lacks the threads that torch may have started: it would wait
-
-    def __call__(self, batch: Batch) -> Findings:
-        if not hasattr(self.own, "native"):
-            graph = nir_graph.to_nir(self.graph)
-            self.own.native = {name: backend.export(graph) for name, backend in self.backends.items()}
-        contestants = {
-            name: Contestant(_runner(backend, self.own.native[name], self.steps), self.limits.get(name))
-            for name, backend in self.backends.items()
-        }
-        return compare(batch, self.graph, self.ann, self.steps, contestants)
-
-
-def _runner(backend: Backend, native: Any, steps: int) -> Runner:
-    def run(x: Tensor, start: int, membranes: bool) -> SpikeRecord | None:
-        if isinstance(backend, Recorded):
-            return backend.run_from(native, start, len(x), steps, membranes=membranes)
-        return backend.run(native, x.numpy(), steps, membranes=membranes)
-
-    return run
-
-
-def _batch(graph: LayerGraph, steps: int) -> int:
-    """Images that are validated together: as many as `BATCH`, fewer where their potentials would take much memory."""
-    return max(1, min(BATCH, POTENTIALS // (8 * steps * graph.neurons)))
-
-
-def _whole(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{what}: expected a whole number of at least 1, got {value!r}")
-    return int(value)
-
-
-def _labels(labels: Tensor | NDArray[Any] | Sequence[int] | None, count: int) -> NDArray[np.integer] | None:
-    if labels is None:
-        return None
-    values = np.asarray(labels)
-    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
-        raise InputError(f"labels: expected {count} whole numbers, one an image, got {values.dtype} {values.shape}")
-    return values

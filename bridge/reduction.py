@@ -11,28 +11,29 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.checks import positive
 from bridge._util.files import replacing
 from bridge._util.progress import progress
 from bridge.backends import registry
-from bridge.converters.nir_graphs import ours as nir_graph
+from bridge.backends.protocol import Backend
+from bridge.converters.nir_graphs import ours
 from bridge.errors import GraphError, InputError
 from bridge.graph import Input, IntegrateFire, Layer, LayerGraph
-from bridge.network import SpikingNetwork, _batch, _whole
+from bridge.network import SpikingNetwork
 from bridge.records import SpikeRecord
+from bridge.simulate.images import checked
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
-from bridge.validation.compare import Batch, Contestant, compare
+from bridge.validation.backend_runs import batch_size
+from bridge.validation.compare import BackendRun, Batch, compare
 from bridge.validation.divergence import Replay
-
-if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
-    from bridge.backends.protocol import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -165,9 +166,9 @@ def reduce(
         GraphError: the backend cannot run the network.
         ValidationError: its record does not fit the network.
     """
-    images, steps = network._images(x), _whole(steps, "steps")
+    images, steps = checked(network.graph, x), positive(steps, "steps")
     backend = registry.usable(backend)
-    size = _batch(network.graph, steps)
+    size = batch_size(network.graph, steps)
     for start in progress(range(0, len(images), size), f"reducing: looking where {backend.name} differs"):
         batch = images[start : start + size]
         first = first_disagreement(network, batch, steps, backend)
@@ -196,16 +197,17 @@ def first_disagreement(
     First in the order of the layers, then of the steps; None if nothing but ties of rounding differs. Raises as
     `reduce` does.
     """
-    images, backend, graph = network._images(x), registry.usable(backend), network.graph
-    native = backend.export(nir_graph.to_nir(graph))
+    graph = network.graph
+    images, backend = checked(graph, x), registry.usable(backend)
+    native = backend.export(ours.to_nir(graph))
     records: list[SpikeRecord] = []
 
     def run(batch: Tensor, start: int, membranes: bool) -> SpikeRecord:
         records.append(backend.run(native, batch.numpy(), steps, membranes=membranes))
         return records[-1]
 
-    contestants = {backend.name: Contestant(run)}
-    tally = compare(Batch(0, images, None), graph, None, steps, contestants).tallies[backend.name]
+    runs = {backend.name: BackendRun(run)}
+    tally = compare(Batch(0, images, None), graph, None, steps, runs).tallies[backend.name]
     for found in tally.divergences:
         if not found.tie and layer in (None, found.layer):
             potentials = found.reference_membrane, found.backend_membrane
@@ -251,7 +253,7 @@ class _Search:
     def attempt(self, graph: LayerGraph, x: Tensor, steps: int) -> _Case | None:
         """The case of these, if the layer is wrong in it; what cannot be run or compared shows nothing."""
         try:
-            graph = nir_graph.from_nir(nir_graph.to_nir(graph))  # what the file will hold, in the order it is read
+            graph = ours.from_nir(ours.to_nir(graph))  # what the file will hold, in the order it is read
             first = first_disagreement(SpikingNetwork(graph), x, steps, self.backend, self.layer)
         except Exception as error:  # whatever a framework raises on a network that it was not made for
             logger.debug("%d layers: not a case, since %s: %s", len(graph), type(error).__name__, error)

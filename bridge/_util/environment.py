@@ -18,7 +18,7 @@ def environment() -> dict[str, Any]:
     command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else []
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "command": command,
@@ -26,8 +26,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
-    """The version installed; there need be none, for a checkout also runs from where it lies."""
+def version(package: str) -> str:
+    """The installed version of `package`; "not installed" if there is none: a checkout also runs from where it lies."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

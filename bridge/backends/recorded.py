@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability
 from bridge.converters.nir_graphs.ours import from_nir
 from bridge.errors import InputError, ValidationError
 from bridge.records import SpikeRecord
-
-if TYPE_CHECKING:
-    from bridge.backends.protocol import Availability
 
 
 class Recorded:
@@ -35,8 +32,6 @@ class Recorded:
 
     def available(self) -> Availability:
         """Always usable."""
-        from bridge.backends.protocol import Availability
-
         return Availability(usable=True)
 
     def export(self, graph: nir.NIRGraph) -> SpikeRecord:

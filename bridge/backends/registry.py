@@ -6,10 +6,10 @@ import os
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
-from bridge.backends.subprocess_client import OtherEnvironment, variable
+from bridge.backends.settings import variable
 from bridge.errors import BackendError
 
-if TYPE_CHECKING:  # the protocol's type alone: at run time bridge knows no exporter but by its entry point
+if TYPE_CHECKING:  # so that to ask which backends there are imports neither numpy nor nir
     from bridge.backends.protocol import Backend
 
 GROUP = "qcfs_bridge.backends"
@@ -21,7 +21,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`, usable or not: in this process, unless `other_environment.variable` names a Python.
+    """The backend called `name`, usable or not: in this process, unless `settings.variable` names a Python.
 
     Raises `BackendError` if there is none, or it cannot be loaded.
     """
@@ -29,6 +29,8 @@ def get(name: str) -> Backend:
     if name not in registered:
         raise BackendError(f"no backend is called {name!r}; there are {', '.join(sorted(registered)) or 'none'}")
     if python := os.environ.get(variable(name)):
+        from bridge.backends.subprocess_client import OtherEnvironment
+
         return cast("Backend", OtherEnvironment(name, f"{registered[name].module}:{registered[name].attr}", python))
     try:
         return cast("Backend", registered[name].load()())

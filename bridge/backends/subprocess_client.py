@@ -23,43 +23,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge import errors
+from bridge.backends.protocol import Availability
+from bridge.backends.settings import TIME_LIMIT, time_limit, variable
 from bridge.backends.subprocess_worker import IMAGES, NETWORK, RECORD
 from bridge.errors import BackendError, GraphError
 from bridge.records import SpikeRecord
 
-if TYPE_CHECKING:
-    from bridge.backends.protocol import Availability
-
-TIME_LIMIT = "QCFS_BRIDGE_TIME_LIMIT"
-HOUR = 3600.0
 PROBE_LIMIT = 120.0  # seconds to start Python and import a framework, from a slow disk too
 LOOK = 0.5  # seconds between two looks at whether a process that says nothing still lives
 PATIENCE = 5.0  # seconds for a killed process to go
 OURS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")  # where this Python finds its packages is not where that one does
-
-
-def variable(name: str) -> str:
-    """The environment variable that holds the interpreter for the backend `name`."""
-    return "QCFS_BRIDGE_PYTHON_" + name.upper().replace("-", "_")
-
-
-def time_limit() -> float:
-    """Seconds that one request may take: an hour, or what ``QCFS_BRIDGE_TIME_LIMIT`` says.
-
-    Raises `BackendError` if that is no number above 0.
-    """
-    text = os.environ.get(TIME_LIMIT, "") or str(HOUR)
-    with suppress(ValueError):
-        if (limit := float(text)) > 0:
-            return limit
-    raise BackendError(f"{TIME_LIMIT}={text}: expected a number of seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -78,8 +58,6 @@ class OtherEnvironment:
 
     def available(self) -> Availability:
         """What the backend says of itself in that environment. Takes two minutes at most."""
-        from bridge.backends.protocol import Availability
-
         try:
             worker = Worker(self)
             try:
@@ -87,7 +65,7 @@ class OtherEnvironment:
             finally:
                 worker.end()
         except BackendError as error:
-            advice = f"let {variable(self.name)} name a working Python 3.10 or newer, or unset it to use this one"
+            advice = f"let {variable(self.name)} name a working Python 3.11 or newer, or unset it to use this one"
             return Availability(usable=False, reason=str(error), install=advice, environment=self.python)
         advice = found["install"] or "pip install torch numpy nir h5py, and what that backend needs"
         return Availability(
@@ -273,14 +251,8 @@ class Worker:
 
 
 def _lay_out(folder: Path, target: str) -> None:
-    """Let Python find these packages, and nothing else of this environment, in `folder`.
-
-    They are bridge, exporters and the one that `target` is in. Bridge has its modules there without what its
-    ``__init__`` would import, which takes more packages and a newer Python than a backend does.
-    """
-    (folder / "bridge").mkdir()
-    (folder / "bridge" / "__init__.py").write_text(f"__path__ = [{str(Path(__file__).parent)!r}]\n", encoding="utf-8")
-    for package in {"exporters", target.partition(":")[0].partition(".")[0]}:
+    """Let Python find bridge, exporters and the package of `target` in `folder`; nothing else of this environment."""
+    for package in {"bridge", "exporters", target.partition(":")[0].partition(".")[0]}:
         spec = importlib.util.find_spec(package)
         if spec is None:
             raise BackendError(f"{target}: there is no package {package!r} here")

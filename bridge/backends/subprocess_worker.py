@@ -25,7 +25,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-OLDEST = (3, 10)
+OLDEST = (3, 11)
 LOOK = 1.0  # seconds between two looks at whether the process that started this one is still there
 
 NETWORK, IMAGES, RECORD = "network.nir", "images.npy", "record.npz"
@@ -90,7 +90,7 @@ def _backend(target: str) -> Any:
 def _answer(served: Served, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if sys.version_info < OLDEST:
-            raise RuntimeError(f"Python {platform.python_version()} is too old, it takes 3.10")
+            raise RuntimeError(f"Python {platform.python_version()} is too old, it takes 3.11")
         return {"done": getattr(served, request.pop("do"))(**request)}
     except Exception as error:  # whatever a framework raises
         known = next((kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "bridge.errors"), None)

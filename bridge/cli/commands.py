@@ -32,8 +32,20 @@ Steps = Annotated[int, typer.Option(help="Time steps T.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from bridge import __version__
+
+        print(f"qcfs-bridge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Exact spiking networks from QCFS-trained ones, on every neuromorphic framework."""
 
 
@@ -129,7 +141,7 @@ def inspect(source: Source, images: Example = None, as_json: AsJson = False) -> 
         if as_json:
             _print_json(found)
         else:
-            Console().print(table(network, found))
+            Console().print(table(f"{network}", found))
 
 
 @app.command()
@@ -283,7 +295,3 @@ def _limits(texts: list[str] | None) -> dict[str, int]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
-
-
-if __name__ == "__main__":
-    app()

@@ -1,6 +1,15 @@
-"""What a whole-number network asks of Intel's Loihi."""
+"""What an integer network asks of Intel's Loihi: cores, memory, operations, energy."""
 
-from bridge.loihi.costs import LoihiReport, report
-from bridge.loihi.table import table
+from typing import TYPE_CHECKING
+
+from bridge._util.lazy import lazily
+
+if TYPE_CHECKING:
+    from bridge.loihi.costs import LoihiReport, report
+    from bridge.loihi.tables import table
 
 __all__ = ["LoihiReport", "report", "table"]
+
+__getattr__, __dir__ = lazily(
+    __name__, {"bridge.loihi.costs": ("LoihiReport", "report"), "bridge.loihi.tables": ("table",)}
+)

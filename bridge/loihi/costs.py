@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDAT
 from bridge.loihi.connections import Connections, between, connections, multiplications, weights
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
 from bridge.records import SpikeRecord
-
-if TYPE_CHECKING:
-    from bridge.network import SpikingNetwork
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
 
@@ -159,7 +156,14 @@ class LoihiReport:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
-def report(network: SpikingNetwork, record: SpikeRecord | None = None) -> LoihiReport:
+class Converted(Protocol):
+    """A converted network: its spiking `graph`, and the `ann` that it came from, None if that is not known."""
+
+    graph: LayerGraph
+    ann: LayerGraph | None
+
+
+def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport:
     """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
 
     Without a record, what has to be measured (spikes, operations, energy) is None, and ``steps`` and ``images`` are 0.
@@ -287,7 +291,7 @@ def _macs(graph: LayerGraph) -> int:
     return sum(multiplications(layer, graph.shapes[layer.inputs[0]], zeros=True) for layer in layers)
 
 
-def _notes(network: SpikingNetwork, costs: tuple[LayerCost, ...]) -> Iterator[str]:
+def _notes(network: Converted, costs: tuple[LayerCost, ...]) -> Iterator[str]:
     if network.ann is None:
         yield "The ANN is not known: its MACs are those of the spiking network's affine layers, run once."
     for cost in costs:

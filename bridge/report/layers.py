@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from bridge.graph import LayerGraph
-
-if TYPE_CHECKING:
-    from bridge.network import SpikingNetwork
 
 
 def rows(graph: LayerGraph) -> list[dict[str, Any]]:
@@ -29,9 +26,9 @@ def rows(graph: LayerGraph) -> list[dict[str, Any]]:
     ]
 
 
-def table(network: SpikingNetwork, found: list[dict[str, Any]]) -> Table:
-    """What ``qcfs-bridge inspect`` shows."""
-    result = Table(title=f"{network}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def table(title: str, found: list[dict[str, Any]]) -> Table:
+    """What ``qcfs-bridge inspect`` shows: what `rows` found, under a `title`."""
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("layer", "kind", "reads", "shape"):
         result.add_column(heading)
     result.add_column("parameters", justify="right")

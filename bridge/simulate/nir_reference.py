@@ -20,9 +20,15 @@ from bridge.graph.nir_dynamics import (
     Threshold,
 )
 from bridge.records import Recorder, SpikeRecord
+from bridge.simulate.images import BATCH
 from bridge.simulate.ops import evaluate
 
 NAME = "nir-reference"
+
+
+def run(graph: ForeignGraph, x: Tensor) -> SpikeRecord:
+    """As `simulate_nir`, for any number of inputs: `BATCH` of them at a time."""
+    return SpikeRecord.concatenate([simulate_nir(graph, x[:, at : at + BATCH]) for at in range(0, x.shape[1], BATCH)])
 
 
 @torch.inference_mode()

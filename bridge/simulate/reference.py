@@ -13,9 +13,15 @@ from bridge.errors import InputError
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.graph.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
+from bridge.simulate.images import BATCH
 from bridge.simulate.ops import channels, evaluate, tensor
 
 NAME = "reference"
+
+
+def run(graph: LayerGraph, x: Tensor, steps: int) -> SpikeRecord:
+    """As `simulate`, for any number of images: `BATCH` of them at a time."""
+    return SpikeRecord.concatenate([simulate(graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)])
 
 
 @torch.inference_mode()

@@ -1,16 +1,13 @@
-"""Records in, agreement out: which spikes differ from the reference, and how far the rates are from the ANN.
+"""One batch on the reference and all backends: which spikes differ, and how far the rates are from the ANN.
 
-A batch at a time, each by itself, and its sums added to those of the batches before: so memory does not grow with the
-number of images, and batches can be computed anywhere.
+Each batch by itself, and its sums added to those of the batches before: so memory does not grow with the number of
+images, and batches can be computed anywhere.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from bridge._util.environment import environment
 from bridge.agreement import Agreement
-from bridge.errors import BridgeError, ValidationError
+from bridge.errors import ValidationError
 from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph
 from bridge.records import SpikeRecord, differing
 from bridge.simulate.ann import activations
@@ -30,20 +27,15 @@ from bridge.validation.divergence import Replay, divergences
 from bridge.validation.rate_error import error_parts
 from bridge.validation.samples import samples
 
-logger = logging.getLogger(__name__)
+REFERENCE = "reference"
 
 Runner = Callable[[Tensor, int, bool], SpikeRecord | None]
 """Runs one batch ``[B, *input]`` whose first image has this number; the flag asks for membranes as well, and None says
 that it cannot run again."""
 
-WAITING = 16
-"""Batches that an executor is given before the first must be done: what bounds memory there."""
-TRIES = 3
-"""How often a batch is given to an executor whose worker died."""
-
 
 @dataclass(frozen=True, eq=False)
-class Contestant:
+class BackendRun:
     """A backend, ready to be run on batches: at most `limit` images in all (None: all of them)."""
 
     run: Runner
@@ -87,58 +79,10 @@ class Findings:
 REFERENCE = "reference"
 
 
-def validate(
-    graph: LayerGraph,
-    ann: LayerGraph | None,
-    batches: Iterable[Batch],
-    steps: int,
-    measure: Callable[[Batch], Findings],
-    versions: Mapping[str, Mapping[str, str]],
-    executor: Executor | None = None,
-) -> Agreement:
-    """Hold every backend's records against the reference simulator's, and all of them against the ANN.
-
-    Args:
-        graph: the spiking network.
-        ann: the ANN it came from; None if it is not known.
-        batches: the images, read once.
-        steps: T.
-        measure: what makes findings of a batch, such as `compare` with its other arguments bound; picklable if there
-            is an executor of other processes.
-        versions: by backend, those to note.
-        executor: where batches are measured; None: here. A batch whose worker died is measured again, and each is
-            counted once, in order, so that the result is the same to the last bit.
-
-    Raises:
-        ValidationError: there is no data, or a record does not fit the reference's or holds NaN.
-    """
-    total: Findings | None = None
-    for found in map(measure, batches) if executor is None else _elsewhere(executor, measure, batches):
-        if total is None:
-            total = found
-        else:
-            total.add(found)
-    if total is None:
-        raise ValidationError("there is no image to validate on")
-    tallies = dict(total.tallies)
-    reference = tallies.pop(REFERENCE)
-    return Agreement(
-        steps=steps,
-        neurons={name: int(np.prod(graph.shapes[name])) for name in graph.spiking},
-        ann_accuracy=None if total.ann_right is None else total.ann_right / reference.images,
-        reference=reference.result({}),
-        backends={name: tallies[name].result(noted) for name, noted in versions.items() if name in tallies},
-        between={pair: {n: c.tolist() for n, c in layers.items()} for pair, layers in total.between.items()},
-        rate_error=total.parts.result() if ann is not None else None,
-        samples=total.samples,
-        environment=environment(),
-    )
-
-
 def compare(
-    batch: Batch, graph: LayerGraph, ann: LayerGraph | None, steps: int, contestants: Mapping[str, Contestant]
+    batch: Batch, graph: LayerGraph, ann: LayerGraph | None, steps: int, runs: Mapping[str, BackendRun]
 ) -> Findings:
-    """Run one batch on the reference and on all `contestants`, and count."""
+    """Run one batch on the reference and on all `runs`, and count."""
     x = batch.x
     reference = simulate(graph, x, steps, membranes=ann is not None)
     parts, targets, ann_right = PartsTally(), Targets(None, None, batch.labels), None
@@ -156,13 +100,13 @@ def compare(
     reference = SpikeRecord(REFERENCE, reference.shapes, reference.packed, reference.readout)  # membranes may go
     tallies = {REFERENCE: Tally.of(graph, reference, reference, targets)}
     records: dict[str, SpikeRecord] = {}
-    for name, contestant in contestants.items():
-        take = len(x) if contestant.limit is None else max(0, min(len(x), contestant.limit - batch.start))
+    for name, run in runs.items():
+        take = len(x) if run.limit is None else max(0, min(len(x), run.limit - batch.start))
         if take == 0:
             continue
         # A shorter batch can round differently, so its reference is simulated anew.
         images, expected = (x, reference) if take == len(x) else (x[:take], simulate(graph, x[:take], steps))
-        got = contestant.run(images, batch.start, False)
+        got = run.run(images, batch.start, False)
         assert got is not None  # it can run once
         _check(graph, got, expected)
         records[name] = got
@@ -172,7 +116,7 @@ def compare(
         if spikes_differ or not np.array_equal(got.readout, expected.readout):
             replay = Replay(graph, images, got, membranes=spikes_differ)
             if spikes_differ:
-                tally.explain(divergences(replay, contestant.run(images, batch.start, True)), batch.start)
+                tally.explain(divergences(replay, run.run(images, batch.start, True)), batch.start)
             if not np.array_equal(got.readout, expected.readout):
                 tally.judge_readout(replay)
     between = {f"{a} | {b}": differing(records[a], records[b]) for a, b in itertools.combinations(records, 2)}
@@ -180,42 +124,44 @@ def compare(
     return Findings(tallies, parts, between, ann_right, kept)
 
 
-def _elsewhere(
-    executor: Executor, measure: Callable[[Batch], Findings], batches: Iterable[Batch]
-) -> Iterator[Findings]:
-    """The findings of all `batches`, in their order, measured by `executor`."""
-    waiting: deque[tuple[Batch, Future[Findings] | None]] = deque()
-    for batch in batches:
-        waiting.append((batch, _submit(executor, measure, batch)))
-        if len(waiting) >= WAITING:
-            yield _result(executor, measure, *waiting.popleft())
-    while waiting:
-        yield _result(executor, measure, *waiting.popleft())
+def agreement_of(
+    graph: LayerGraph,
+    findings: Iterable[Findings],
+    steps: int,
+    versions: Mapping[str, Mapping[str, str]],
+) -> Agreement:
+    """The agreement that all `findings`, one a batch, come to.
 
+    Args:
+        graph: the spiking network.
+        findings: of all batches, in the order of the images; read once.
+        steps: T.
+        versions: by backend, those to note.
 
-def _submit(executor: Executor, measure: Callable[[Batch], Findings], batch: Batch) -> Future[Findings] | None:
-    """The batch's future; None if the executor is broken for good."""
-    try:
-        return executor.submit(measure, batch)
-    except (BrokenExecutor, RuntimeError):
-        return None
-
-
-def _result(
-    executor: Executor, measure: Callable[[Batch], Findings], batch: Batch, future: Future[Findings] | None
-) -> Findings:
-    """What `future` gives; if its worker died, what another does; if there is none left, what is measured here."""
-    for _ in range(TRIES):
-        if future is None:
-            break
-        try:
-            return future.result()
-        except BridgeError:
-            raise
-        except Exception as error:  # the executor's own: a worker died, or a result was lost on its way
-            logger.warning("images from %d on: measured again, since %s: %s", batch.start, type(error).__name__, error)
-            future = _submit(executor, measure, batch)
-    return measure(batch)
+    Raises:
+        ValidationError: there is no data.
+    """
+    total: Findings | None = None
+    for found in findings:
+        if total is None:
+            total = found
+        else:
+            total.add(found)
+    if total is None:
+        raise ValidationError("there is no image to validate on")
+    tallies = dict(total.tallies)
+    reference = tallies.pop(REFERENCE)
+    return Agreement(
+        steps=steps,
+        neurons={name: int(np.prod(graph.shapes[name])) for name in graph.spiking},
+        ann_accuracy=None if total.ann_right is None else total.ann_right / reference.images,
+        reference=reference.result({}),
+        backends={name: tallies[name].result(noted) for name, noted in versions.items() if name in tallies},
+        between={pair: {n: c.tolist() for n, c in layers.items()} for pair, layers in total.between.items()},
+        rate_error=total.parts.result(),
+        samples=total.samples,
+        environment=environment(),
+    )
 
 
 def _check(graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord) -> None:

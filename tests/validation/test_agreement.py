@@ -13,8 +13,9 @@ from support.backends import require
 
 import bridge
 from bridge import Agreement, InputError, ValidationError
-from bridge.network import BATCH, _batch
 from bridge.records import differing
+from bridge.simulate.images import BATCH
+from bridge.validation.backend_runs import batch_size
 
 STEPS = 5
 
@@ -128,12 +129,12 @@ def test_batches_are_smaller_where_potentials_are_large():
     """Their bytes stay within bounds, whatever the network and the steps."""
     model, shape = networks.cnn()
     graph = bridge.convert(model, torch.zeros(1, *shape)).graph
-    assert _batch(graph, 4) == BATCH
+    assert batch_size(graph, 4) == BATCH
     neurons = sum(int(np.prod(graph.shapes[name])) for name in graph.spiking)
     for steps in (10_000, 100_000, 10**7):
-        size = _batch(graph, steps)
+        size = batch_size(graph, steps)
         assert size == 1 or size * steps * neurons * 8 <= 2**29
-    assert _batch(graph, 10**9) == 1
+    assert batch_size(graph, 10**9) == 1
 
 
 def test_samples_are_of_the_first_images(case):

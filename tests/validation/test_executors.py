@@ -16,7 +16,7 @@ from support.backends import require
 
 import bridge
 from bridge import BackendError
-from bridge.network import BATCH
+from bridge.simulate.images import BATCH
 
 STEPS = 4
 

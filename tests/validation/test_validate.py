@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from bridge import BackendError, InputError, ValidationError
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
 from bridge.simulate.reference import simulate
-from bridge.validation.compare import Batch, Contestant, compare, validate
+from bridge.validation.compare import BackendRun, Batch, agreement_of, compare
 
 STEPS = 6
 
@@ -35,9 +34,9 @@ def case():
 
 def check(network, x, run):
     """The agreement of one runner, on one batch."""
-    contestants = {"other": Contestant(lambda x, start, membranes: run(x, membranes))}
-    measure = partial(compare, graph=network.graph, ann=network.ann, steps=STEPS, contestants=contestants)
-    agreement = validate(network.graph, network.ann, [Batch(0, x, None)], STEPS, measure, {"other": {}})
+    runs = {"other": BackendRun(lambda x, start, membranes: run(x, membranes))}
+    findings = compare(Batch(0, x, None), network.graph, network.ann, STEPS, runs)
+    agreement = agreement_of(network.graph, [findings], STEPS, {"other": {}})
     return agreement.backends["other"]
 
 
@@ -301,7 +300,7 @@ def test_a_record_without_the_membranes_asked_for(case):
 def test_no_data_is_an_error(case):
     _, network, _ = case
     with pytest.raises(ValidationError, match="no image"):
-        validate(network.graph, network.ann, [], STEPS, partial(compare, contestants={}), {})
+        agreement_of(network.graph, [], STEPS, {})
 
 
 def test_batches_give_what_one_image_at_a_time_gives():

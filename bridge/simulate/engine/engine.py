@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale
-from bridge.graph.ranges import EXACT, ranges
+from bridge.graph.ranges import EXACT, ranges, small
 from bridge.records import SpikeRecord
 from bridge.simulate.engine.events import BLOCK, events
 from bridge.simulate.engine.fused_loop import integrate_fire, native, too_large
-from bridge.simulate.engine.kernels import Kernel, has_int8, kernel, on_device, small
+from bridge.simulate.engine.kernels import Kernel, has_int8, kernel, on_device
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import evaluate
 

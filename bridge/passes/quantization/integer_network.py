@@ -1,0 +1,61 @@
+"""A float network and its ANN as integer ones: pixels for input, scales fitted to calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from bridge._util.progress import progress
+from bridge.errors import InputError
+from bridge.graph import LayerGraph
+from bridge.graph.pixel_grid import PixelGrid, fitted, normalised
+from bridge.passes.quantization.on_pixels import ann_on_pixels, on_pixels
+from bridge.passes.quantization.quantize import quantize
+from bridge.passes.to_float32 import to_float32
+from bridge.simulate.images import BATCH
+
+
+def check_arguments(weight_bits: int, scheme: str) -> None:
+    """Raise `InputError` unless `integer_network` takes these two."""
+    if isinstance(weight_bits, bool) or not isinstance(weight_bits, int | np.integer) or not 4 <= weight_bits <= 16:
+        raise InputError(f"weight_bits: expected a whole number from 4 to 16, got {weight_bits!r}")
+    if scheme not in ("per_channel", "per_layer"):
+        raise InputError(f'scheme: expected "per_channel" or "per_layer", got {scheme!r}')
+
+
+def integer_network(
+    graph: LayerGraph,
+    ann: LayerGraph | None,
+    x: Tensor,
+    weight_bits: int,
+    scheme: str,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+    steps: int,
+) -> tuple[LayerGraph, LayerGraph | None, PixelGrid]:
+    """The spiking `graph` in integers, its `ann` with the same pixels for input, and what the pixels stand for.
+
+    Args:
+        graph: with unit thresholds.
+        ann: the network it came from; None if it is not known.
+        x: calibration images ``[B, *input]`` as the ANN takes them.
+        weight_bits: 4 to 16.
+        scheme: thresholds "per_channel" or "per_layer".
+        normalisation: mean and std, one per channel; None: the pixels are found from `x`.
+        steps: T that firing rates are taken over.
+
+    Raises:
+        InputError: `normalisation` does not fit.
+        ConversionError: a layer cannot meet a bound; the message names it, with the numbers.
+    """
+    grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
+    batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
+    quantized = quantize(
+        on_pixels(graph, grid),
+        progress(batches, "calibrating"),
+        int(weight_bits),
+        per_channel=scheme == "per_channel",
+        steps=steps,
+    )
+    return to_float32(quantized), ann_on_pixels(ann, grid) if ann else None, grid
