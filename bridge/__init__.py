@@ -93,7 +93,6 @@ _get, _ = lazily(
         "bridge.reduction": ("Reduction", "reduce"),
         "bridge.validation.tolerance": ("Tolerance", "assert_agreement"),
     },
-    ("agreement", "errors", "graph", "loihi", "nir_graph", "records", "report", "zoo"),
 )
 
 

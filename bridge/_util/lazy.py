@@ -1,30 +1,35 @@
-"""Packages whose public names are imported when they are first asked for."""
+"""Packages whose names and modules are imported when they are first asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
 def lazily(
-    package: str, homes: Mapping[str, Sequence[str]], submodules: Iterable[str] = ()
+    package: str, homes: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of `package` (PEP 562).
+    """``__getattr__`` and ``__dir__`` of `package` (PEP 562): its public names, and all modules in it.
 
     Args:
         package: its ``__name__``.
-        homes: by module, the public names to take from it.
-        submodules: of the package; they, too, are public.
+        homes: by module, the names to take from it.
     """
-    home = {name: module for module, names in homes.items() for name in names}
-    rooms = frozenset(submodules)
+    home = {name: module for module, names in (homes or {}).items() for name in names}
 
     def get(name: str) -> Any:
         if name in home:
             return getattr(import_module(home[name]), name)
-        if name in rooms:
+        if not name.startswith("_") and find_spec(f"{package}.{name}"):
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted([*home, *rooms])
+    def shown() -> list[str]:
+        modules = (module.name for module in pkgutil.iter_modules(sys.modules[package].__path__))
+        return sorted({*home, *(name for name in modules if not name.startswith("_"))})
+
+    return get, shown

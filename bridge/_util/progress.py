@@ -6,14 +6,19 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 Item = TypeVar("Item")
 
 
 def progress(items: Sequence[Item], description: str) -> Iterable[Item]:
-    """The `items`, with a bar that tells how many have been taken and vanishes at the end."""
+    """The `items`, with a bar that tells how many have been taken and vanishes at the end.
+
+    Without rich, which a backend's own Python need not have, there is no bar.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        return items
     console = Console(stderr=True)
     # Without ipywidgets rich writes a warning into the notebook in place of the bar.
     if not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):

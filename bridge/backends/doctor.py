@@ -1,4 +1,4 @@
-"""Which backends can be used here, and the exact command for each that cannot. ``python -m bridge.backends.doctor``."""
+"""Which backends can be used here, and the exact command for each that cannot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,3 @@ def diagnose(console: Console) -> bool:
     for line in advice:
         console.print(line, markup=False, soft_wrap=True, highlight=False)
     return not advice
-
-
-if __name__ == "__main__":
-    raise SystemExit(0 if diagnose(Console()) else 1)

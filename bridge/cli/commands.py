@@ -34,9 +34,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard out
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from bridge import __version__
+        from bridge._util.environment import version
 
-        print(f"qcfs-bridge {__version__}")
+        print(f"qcfs-bridge {version('qcfs-bridge')}")
         raise typer.Exit
 
 

@@ -1,5 +1,6 @@
 """The network as plain data: layers, and the graph of them; what can be told of one without running it."""
 
+from bridge._util.lazy import lazily
 from bridge.graph.layer_graph import LayerGraph
 from bridge.graph.layers import (
     Add,
@@ -47,3 +48,5 @@ __all__ = [
     "pointwise",
     "same_padding",
 ]
+
+__getattr__, _ = lazily(__name__)

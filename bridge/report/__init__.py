@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["html", "plot", "table"]
 
-__getattr__, __dir__ = lazily(__name__, {"bridge.report.tables": ("table",)}, ("html", "plot"))
+__getattr__, __dir__ = lazily(__name__, {"bridge.report.tables": ("table",)})

@@ -4,7 +4,17 @@ They follow the authors' code (``putshua/ANN_SNN_QCFS``) layer for layer and car
 `nn.Sequential` included, so that its checkpoints fit. Only λ is called ``threshold`` here; the loader knows.
 """
 
-from bridge.zoo.resnet import ResNet, resnet18, resnet20, resnet34
-from bridge.zoo.vgg import VGG, vgg16
+from typing import TYPE_CHECKING
+
+from bridge._util.lazy import lazily
+
+if TYPE_CHECKING:
+    from bridge.zoo.resnet import ResNet, resnet18, resnet20, resnet34
+    from bridge.zoo.vgg import VGG, vgg16
 
 __all__ = ["VGG", "ResNet", "resnet18", "resnet20", "resnet34", "vgg16"]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {"bridge.zoo.resnet": ("ResNet", "resnet18", "resnet20", "resnet34"), "bridge.zoo.vgg": ("VGG", "vgg16")},
+)

@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_doctor_lists_every_backend():
     for name in BACKENDS:
         require(name)
-    done = run("bridge.backends.doctor", COLUMNS="200")
+    done = run("bridge.cli", "doctor", COLUMNS="200")
     assert done.returncode == 0, done.stderr
     for name in (*BACKENDS, "lava-nc 0.10.0", "spikingjelly 2.0.0", "snntorch 1.0.0"):
         assert name in done.stdout
@@ -41,7 +41,7 @@ def test_doctor_without_the_frameworks(tmp_path):
     for package in ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('not here')")
-    done = run("bridge.backends.doctor", PYTHONPATH=str(tmp_path), COLUMNS="200")
+    done = run("bridge.cli", "doctor", PYTHONPATH=str(tmp_path), COLUMNS="200")
     assert done.returncode == 1
     assert 'pip install "spikingjelly>=2.0.0"' in done.stdout
     assert 'pip install "snntorch>=1.0.0"' in done.stdout
@@ -134,7 +134,7 @@ def test_demo(tmp_path):
         assert abs(result["backends"][name]["accuracy"][-1] - result["ann_accuracy"]) <= 0.01
     assert (tmp_path / "out" / "rate_error.png").stat().st_size > 10_000
     # The file that the demo wrote is the network: without the model, it classifies the same.
-    from bridge.cli.demo import load_digits
+    from bridge.zoo.digits import load_digits
 
     _, _, x, y = load_digits()
     record = bridge.load(tmp_path / "out" / "digits.nir").run(x, 8)

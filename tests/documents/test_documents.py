@@ -81,14 +81,6 @@ def test_a_layer_is_added_as_described(tmp_path):
     assert "Window" in refusal
 
 
-def test_the_picture_names_what_there_is():
-    named = re.findall(
-        r"\b(?:bridge|exporters)/[\w/]+(?:\.py)?", (DOCS / "architecture.svg").read_text(encoding="utf-8")
-    )
-    assert len(named) > 15
-    assert [name for name in named if not (ROOT / name).exists()] == []
-
-
 def test_the_command_line_is_listed():
     import typer
 
