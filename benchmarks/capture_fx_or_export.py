@@ -15,7 +15,7 @@ import torch
 from torchvision_table import make
 
 import bridge
-from bridge.converters.torch_models.model import trace
+from bridge.prepare.tracing import trace
 
 NAMES = [
     *("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mnasnet1_0", "densenet121"),

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.backends import BACKENDS, require
+
+pytest.register_assert_rewrite("support")
+
+from support.backends import BACKENDS, require  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

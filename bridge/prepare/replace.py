@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bridge.converters.torch_models.model import device_and_dtype, trace
 from bridge.errors import ConversionError
 from bridge.prepare.qcfs import QCFS
+from bridge.prepare.tracing import device_and_dtype, trace
 
 RELU_MODULES = (nn.ReLU, nn.ReLU6)
 RELU_CALLS: set[Any] = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge._util.progress import progress
-from bridge.converters.torch_models.model import at_inference, device_and_dtype
 from bridge.errors import BridgeError, ConversionError, InputError
 from bridge.prepare.qcfs import QCFS, SMALLEST_THRESHOLD
+from bridge.prepare.tracing import at_inference, device_and_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 Method = Literal["mse", "percentile", "max"]

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from bridge import SpikingNetwork, convert
-from bridge.cli.demo import load_digits, train_digits
+from bridge.zoo.digits import load_digits, train_digits
 
 
 @cache

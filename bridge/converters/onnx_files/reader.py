@@ -1,20 +1,16 @@
-"""Capture an ONNX file by following its tensors from the input to the output, node by node.
+"""Follow an ONNX model's tensors from the input to the output, node by node, and collect the layers they are made by.
 
-What a tensor holds is in `onnx_values`, what a node does to it in `onnx_rules`, and to constants in `onnx_folding`.
-
-Files come from anywhere. Nothing in one is executed or unpickled, no size that it declares is believed before the
-data is there, external data stays in the file's folder, and whatever is wrong with it is a `BridgeError`.
+What a tensor holds is in `values`, what nodes make of constants in `folding`. What a node does to data is told by the
+rules that the reader is handed: they, in `rules`, are written in terms of the reader, which knows none of them.
 """
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from bridge.converters import index_tracing as movement
+from bridge.converters import index_tracing
+from bridge.converters.onnx_files.file import (
+    STANDARD,
+    attributes_of,
+    check_edges,
+    dims,
+    live_nodes,
+    node_of,
+    opset_of,
+)
 from bridge.converters.onnx_files.folding import FOLDS, Fold, size_of_fold, whole
-from bridge.converters.onnx_files.rules import REMEDIES, RULES, STAND_INS, SUPPORTED
+from bridge.converters.onnx_files.library import require_onnx
+from bridge.converters.onnx_files.recognise import StepError, recognise
+from bridge.converters.onnx_files.tensors import FLOATS, LARGEST, Tensors
 from bridge.converters.onnx_files.values import (
-    LONGEST_NAME,
     Both,
     Constant,
     Floor,
@@ -37,87 +43,53 @@ from bridge.converters.onnx_files.values import (
     Shift,
     Signal,
     Step,
-    StepError,
     StraightThrough,
     Unknown,
     Value,
     both,
     kind_name,
-    recognise,
     shown,
 )
-from bridge.converters.onnx_files.writer import require_onnx
 from bridge.errors import BridgeError, ConversionError, GraphError
 from bridge.graph import Array, BatchNorm, ClipFloorShift, Input, Layer, LayerGraph, Scale, Shape
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 INPUT = "input"
-STANDARD = ("", "ai.onnx")
-FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
-INTEGERS = ("INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8", "BOOL")
-OLDEST_OPSET = 7  # before it, Add and Mul had their own rules for broadcasting
-LARGEST = 2**27
-"""Numbers that one tensor may hold, without batch; 40 times the largest of VGG-16 on ImageNet."""
 LONGEST = 64
 """Elementwise steps in a row; the longest way of writing QCFS takes eight."""
 BATCHES = (2, 3)
 """What a symbolic batch size stands for while shapes are computed: what differs between the two depends on it."""
 
 
-def capture(path: str | Path) -> LayerGraph:
-    """The ANN in the ONNX file at `path`, at inference.
+Rule = Callable[["Reader", Node], Value | tuple[Value, ...]]
+"""Takes the layers of a node to the reader, and returns what the node's outputs hold."""
 
-    The file has one input ``[B, C, H, W]``, ``[B, C, N]`` or ``[B, F]`` and one output; only the batch size may be
-    symbolic. QCFS is recognised by what it computes: ``λ·clip(floor(z·L/λ + 1/2)/L, 0, 1)`` or
-    ``λ·floor(clip(z/λ, 0, 1)·L + 1/2)/L``, in any order of the factors, clipped with Clip or Min and Max, with
-    straight-through terms ``x + (floor(x) − x)``, as torch's exporters write them.
 
-    Layers are named after the torch modules they came from where the file tells, else after their nodes.
+@dataclass(frozen=True)
+class Rules:
+    """What to do with each operator.
 
-    Raises:
-        ConversionError: an operation has no exact spiking form, or its constants are not what they must be. The message
-            lists every such node by name, with what to use instead.
-        GraphError: the file is missing, damaged, not ONNX, or contradicts itself.
-        BridgeError: onnx is not installed.
+    ``by_operator`` holds the rules of those that have one. Of those that have none ``remedies`` tells what to use
+    instead, else ``supported`` what there is; ``stand_ins`` are rules that give a tensor of the same shape, so that
+    what follows a refused node can still be looked at.
     """
-    require_onnx()
-    path = Path(path)
-    try:
-        with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-            return Reader(_load(path), path).graph()
-    except BridgeError:
-        raise
-    except Exception as error:  # the file is not ours: whatever onnx or protobuf trip over is the file's fault
-        reason = str(error).strip() or "no reason given"
-        raise GraphError(f"{path}: not a usable ONNX file ({type(error).__name__}: {reason[:500]})") from error
 
-
-def _load(path: Path) -> ModelProto:
-    """The model in the file, with external data still outside."""
-    onnx = require_onnx()
-    if not path.is_file():
-        raise GraphError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    try:
-        model: ModelProto = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except Exception as error:
-        raise GraphError(f"{path}: damaged, or not an ONNX file ({error})") from error
-    if not model.graph.node or not model.ir_version:
-        raise GraphError(f"{path}: no ONNX graph in it")
-    return model
-
-
-# Following the graph
+    by_operator: Mapping[str, Rule]
+    stand_ins: Mapping[str, Rule]
+    remedies: Mapping[str, str]
+    supported: str
 
 
 class Reader:
     """Goes through a model's nodes in order; collects layers, what each tensor holds, and problems."""
 
-    def __init__(self, model: ModelProto, path: Path) -> None:
+    def __init__(self, model: ModelProto, path: Path, rules: Rules) -> None:
         self.model = model
         self.path = path
-        self.opset = _opset(model)
+        self.rules = rules
+        self.opset = opset_of(model)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.readers = Counter(name for node in model.graph.node for name in node.input)
         self.layers: dict[str, tuple[int, Layer]] = {}
@@ -129,15 +101,14 @@ class Reader:
         self.taken = {INPUT, "output"}
         self.repeats: Counter[str] = Counter()
         self.batches = BATCHES
-        self.data_files: set[Path] = set()
-        self.budget = 2 * LARGEST + path.stat().st_size
+        self.tensors = Tensors(path)
 
     def graph(self) -> LayerGraph:
         """The layers. Raises `ConversionError` with every problem there is."""
         source, output = self._ends()
-        _check_edges(self.model, source.name)
+        check_edges(self.model, source.name)
         self._start(source)
-        live = _live(self.model, output.name)
+        live = live_nodes(self.model, output.name)
         for index, proto in enumerate(self.model.graph.node):
             if index in live:
                 self._visit(index, proto)
@@ -174,16 +145,16 @@ class Reader:
         if not source.type.HasField("tensor_type") or tensor.elem_type not in kinds:
             raise ConversionError(f"{where}: expected a tensor of floats, got {kind_name(tensor.elem_type)}")
         if not tensor.HasField("shape") or len(tensor.shape.dim) < 2:
-            raise ConversionError(f"{where}: expected a shape [B, ...], got {_dims(tensor.shape)}")
+            raise ConversionError(f"{where}: expected a shape [B, ...], got {dims(tensor.shape)}")
         batch, *rest = tensor.shape.dim
         if any(dim.dim_value < 1 for dim in rest):
             raise ConversionError(
-                f"{where}: only the batch size may be symbolic, got {_dims(tensor.shape)}; "
+                f"{where}: only the batch size may be symbolic, got {dims(tensor.shape)}; "
                 "export with fixed channels and sizes"
             )
         shape = tuple(int(dim.dim_value) for dim in rest)
         if math.prod(shape) > LARGEST:
-            raise ConversionError(f"{where}: its shape {_dims(tensor.shape)} is larger than {LARGEST} numbers")
+            raise ConversionError(f"{where}: its shape {dims(tensor.shape)} is larger than {LARGEST} numbers")
         if batch.dim_value:
             self.batches = (batch.dim_value, batch.dim_value)
         self.layers[INPUT] = (-1, Input(name=INPUT, shape=shape))
@@ -193,7 +164,7 @@ class Reader:
 
     def _visit(self, index: int, proto: NodeProto) -> None:
         """Find out what the node's outputs hold."""
-        node = _node(index, proto)
+        node = node_of(index, proto)
         try:
             given = self._value(node, proto)
         except BridgeError as error:
@@ -209,17 +180,16 @@ class Reader:
     def _value(self, node: Node, proto: NodeProto) -> Value | tuple[Value, ...]:
         if proto.domain not in STANDARD:
             raise ConversionError(f"an operator of {shown(proto.domain)}, not of ONNX; inline or replace it")
-        fold, rule = FOLDS.get(node.op), RULES.get(node.op)
+        fold, rule = FOLDS.get(node.op), self.rules.by_operator.get(node.op)
         constant = bool(node.inputs) and all(map(self._is_constant, filter(None, node.inputs)))
         if rule is None and not (constant and fold):
-            made = (
-                "makes a constant; run onnxsim on the file" if constant else f"not supported; supported are {SUPPORTED}"
-            )
-            raise ConversionError(REMEDIES.get(node.op, made))
+            unknown = f"not supported; supported are {self.rules.supported}"
+            made = "makes a constant; run onnxsim on the file"
+            raise ConversionError(self.rules.remedies.get(node.op, made if constant else unknown))
         if any(isinstance(self.values.get(name), Unknown) for name in node.inputs):
             self._settle(node)
             return Unknown()
-        node.attributes.update(_attributes(proto, self.opset, self.model.ir_version))
+        node.attributes.update(attributes_of(proto, self.opset, self.model.ir_version))
         if constant and fold:
             operands = [self.value(node, at) if name else None for at, name in enumerate(node.inputs)]
             return tuple(map(Constant, self.compute(node, fold, operands)))
@@ -238,7 +208,7 @@ class Reader:
 
     def _stand_in(self, node: Node) -> Value | tuple[Value, ...]:
         """A value of the right shape for what the refused `node` gives, so that later nodes can be checked too."""
-        rule = STAND_INS.get(node.op)
+        rule = self.rules.stand_ins.get(node.op)
         try:
             return rule(self, node) if rule else Unknown()
         except BridgeError:
@@ -264,7 +234,7 @@ class Reader:
             sizes = [dim.dim_value for dim in declared.dim]
             if len(sizes) != len(shape) or any(s and t and s != t for s, t in zip(sizes, shape, strict=True)):
                 raise GraphError(
-                    f"{self.path}: output {shown(output.name)} is declared as {_dims(declared)}, "
+                    f"{self.path}: output {shown(output.name)} is declared as {dims(declared)}, "
                     f"but is [B, {', '.join(map(str, shape[1:]))}]"
                 )
         return name
@@ -290,7 +260,7 @@ class Reader:
         name = node.inputs[index]
         if name in self.values:
             return self.values[name]
-        array = self.array(self.initializers[name])
+        array = self.tensors.read(self.initializers[name])
         constant = Constant((array, array))
         if self.readers[name] > 1:  # others are dropped after use: weights need not be kept twice
             self.values[name] = constant
@@ -330,7 +300,7 @@ class Reader:
             raise GraphError(f"its constant {name} holds {array.dtype}, expected floats")
         if array.size == 0:
             raise GraphError(f"its constant {name} is empty: shape {list(array.shape)}")
-        self.spend(array.size)
+        self.tensors.spend(array.size)
         copy: Array = array.astype(kind)
         if finite and not np.isfinite(copy).all():
             count = int((~np.isfinite(copy)).sum())
@@ -367,52 +337,6 @@ class Reader:
         if len(set(axes)) != len(axes) or any(axis not in range(rank) for axis in axes):
             raise GraphError(f"its axes {list(given)} do not fit {rank} dimensions")
         return axes
-
-    def array(self, tensor: TensorProto) -> NDArray[Any]:
-        """The data of `tensor`. Allocates no more than what is really in the file."""
-        onnx = require_onnx()
-        what = f"tensor {shown(tensor.name)} {list(tensor.dims)[:9]}"
-        if tensor.data_type not in [getattr(onnx.TensorProto, name) for name in (*FLOATS, *INTEGERS)]:
-            raise GraphError(f"{what} holds {kind_name(tensor.data_type)}; expected numbers")
-        if any(size < 0 for size in tensor.dims):
-            raise GraphError(f"{what} has a negative size")
-        try:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                self._check_data_file(tensor, what)
-            array: NDArray[Any] = onnx.numpy_helper.to_array(tensor, str(self.path.parent))
-        except BridgeError:
-            raise
-        except Exception as error:
-            raise GraphError(f"{what}: its data cannot be read, or does not fit its shape ({error})") from error
-        self.spend(array.size)
-        if tensor.data_type == onnx.TensorProto.BFLOAT16:
-            return array.astype(np.float32)
-        return array
-
-    def _check_data_file(self, tensor: TensorProto, what: str) -> None:
-        """External data must be a plain file in the model's folder; onnx checks the same again as it opens it."""
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        folder = self.path.parent.resolve()
-        file = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise GraphError(f"{what}: its data is in {shown(location)}, which is outside the model's folder")
-        if not file.is_file():
-            raise GraphError(f"{what}: its data is in {shown(location)}, which is not a file beside the model")
-        size = file.stat().st_size
-        given = int(entries["length"]) if "length" in entries else size - int(entries.get("offset", 0))
-        wanted = math.prod(tensor.dims) * require_onnx().helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        if given != wanted:  # before anything is read
-            raise GraphError(f"{what}: its data in {shown(location)} takes {given} bytes, expected {wanted}")
-        if file not in self.data_files:
-            self.data_files.add(file)
-            self.budget += size
-
-    def spend(self, count: int) -> None:
-        """Account for an array of `count` numbers. A small file cannot make the reader fill the memory."""
-        self.budget -= count
-        if self.budget < 0:
-            raise GraphError("it would take far more memory than the file has data")
 
     def name(self, node: Node) -> str:
         """A name for a layer: the module's path, or else the node's name, as a unique Python identifier."""
@@ -477,7 +401,7 @@ class Reader:
             elif isinstance(step, Shift):
                 shift = shift + step.term
             else:
-                raise StepError(step.node, REMEDIES.get(step.node.op, REMEDIES["Clip"]))
+                raise StepError(step.node, self.rules.remedies.get(step.node.op, self.rules.remedies["Clip"]))
         node, base = signal.steps[-1].node, signal.base
         if np.all(shift == 0) and np.all(scale == 1):
             return base
@@ -491,7 +415,7 @@ class Reader:
     def _spread(self, values: Array, layer: str) -> Array:
         """`values` ``[C]`` or ``[1]`` as ``[C]``, for the channels of `layer`."""
         channels = self.shapes[layer][0]
-        self.spend(channels)
+        self.tensors.spend(channels)
         return np.array(np.broadcast_to(values, (channels,)))
 
     def _arrived(self, value: Signal | Rearranged, index: int) -> Signal:
@@ -512,10 +436,10 @@ class Reader:
 
     def _layer_of_indices(self, value: Rearranged, indices: NDArray[Any], shape: Shape) -> Layer | None:
         if indices.shape[1:] == (*indices.shape[1:2], *shape[1:]) and not _in_order(indices):
-            self.spend(shape[0] * (shape[0] + indices.shape[1]))  # a choice of channels is a matrix
-        moved = movement.Moved(value.origin, torch.from_numpy(np.ascontiguousarray(indices)))
+            self.tensors.spend(shape[0] * (shape[0] + indices.shape[1]))  # a choice of channels is a matrix
+        moved = index_tracing.Moved(value.origin, torch.from_numpy(np.ascontiguousarray(indices)))
         try:
-            return movement.arrive(moved, value.node.title, shape)
+            return index_tracing.arrive(moved, value.node.title, shape)
         except ConversionError as error:
             raise ConversionError(f"what {value.node.where} hands it: {error}") from error
 
@@ -529,7 +453,7 @@ class Reader:
                 break
             arrays = [None if pair is None else pair[batch] for pair in pairs]
             try:
-                self.spend(size_of_fold(node, arrays))
+                self.tensors.spend(size_of_fold(node, arrays))
                 result = fold(node, *arrays)
             except BridgeError:
                 raise
@@ -539,126 +463,5 @@ class Reader:
         return list(zip(*results, strict=True))
 
 
-# Reading the file
-
-
-def _opset(model: ModelProto) -> int:
-    """The version of the standard operators. Raises `GraphError` if there is none, or one that onnx does not know."""
-    onnx = require_onnx()
-    versions = {entry.version for entry in model.opset_import if entry.domain in STANDARD}
-    newest = onnx.defs.onnx_opset_version()
-    if len(versions) != 1:
-        raise GraphError(f"expected one version of the standard operators, the file names {sorted(versions)}")
-    (version,) = versions
-    if not OLDEST_OPSET <= version <= newest:
-        raise GraphError(f"opset {version} is not supported; {OLDEST_OPSET} to {newest} are")
-    return int(version)
-
-
-def _check_edges(model: ModelProto, source: str) -> None:
-    """Raise `GraphError` unless every tensor is made once, and before it is used."""
-    graph = model.graph
-    if graph.sparse_initializer or any(function.domain in STANDARD for function in model.functions):
-        raise GraphError("sparse initializers and redefined standard operators are not supported")
-    made_later = {name for node in graph.node for name in node.output}
-    known = {source, *(tensor.name for tensor in graph.initializer)}
-    if len(known) != 1 + len(graph.initializer) or "" in known:
-        raise GraphError("two initializers have the same name, or one has none")
-    for index, proto in enumerate(graph.node):
-        if any(
-            isinstance(text, bytes) for text in (proto.name, proto.op_type, proto.domain, *proto.input, *proto.output)
-        ):
-            raise GraphError(f"node {index}: a name in it is not text")
-        where = _node(index, proto).where
-        for name in filter(None, proto.input):
-            if name not in known:
-                why = (
-                    "only a later node gives: a cycle, or nodes that are not in order"
-                    if name in made_later
-                    else "nothing gives"
-                )
-                raise GraphError(f"{where}: it reads {shown(name)}, which {why}")
-        if not proto.output or not proto.output[0]:
-            raise GraphError(f"{where}: it has no output")
-        for name in filter(None, proto.output):
-            if name in known:
-                raise GraphError(f"{where}: it gives {shown(name)}, which exists already")
-            known.add(name)
-
-
-def _live(model: ModelProto, output: str) -> set[int]:
-    """The nodes that `output` depends on. Others, such as a dropout's mask, are as good as not there."""
-    wanted, live = {output}, set()
-    for index in reversed(range(len(model.graph.node))):
-        proto = model.graph.node[index]
-        if not wanted.isdisjoint(proto.output):
-            live.add(index)
-            wanted.update(filter(None, proto.input))
-    return live
-
-
-def _node(index: int, proto: NodeProto) -> Node:
-    label = proto.name or (proto.output[0] if proto.output else f"node {index}")
-    path = _module(proto)
-    return Node(
-        op=proto.op_type,
-        index=index,
-        inputs=tuple(proto.input),
-        outputs=tuple(proto.output),
-        title=_identifier(path or label.rpartition("/")[2] if label.startswith("/") else path or label),
-        where=f"{shown(label)} ({shown(proto.op_type)})",
-        attributes={},
-    )
-
-
-def _module(proto: NodeProto) -> str:
-    """The path of the torch module that the node came from, "" if the file does not tell.
-
-    torch's exporter keeps it in the metadata, as ``['', 'features', 'features.0', 'conv2d']``; the older one in the
-    name, as ``/features/features.0/Conv`` or ``/layer1/layer1.0/conv1/Conv``.
-    """
-    for entry in proto.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes" and isinstance(entry.value, str):
-            scopes: list[str] = re.findall(r"'([^']*)'", entry.value[:4096])
-            return scopes[-2] if len(scopes) > 1 else ""
-    path = ""
-    if proto.name.startswith("/"):
-        previous = None
-        for scope in proto.name.split("/")[1:-1]:
-            inside = previous is not None and scope.startswith(f"{previous}.")
-            path = path.removesuffix(str(previous)) + scope if inside else f"{path}.{scope}" if path else scope
-            previous = scope
-    return path
-
-
-def _identifier(text: str) -> str:
-    """`text` as a Python identifier, in the way torch.fx makes them of paths."""
-    name = re.sub(r"\W", "_", text[:LONGEST_NAME], flags=re.ASCII)
-    if not name.isidentifier() or name.startswith("_") or keyword.iskeyword(name):
-        return f"layer_{name.strip('_')}".rstrip("_")
-    return name
-
-
-def _attributes(proto: NodeProto, opset: int, ir_version: int) -> dict[str, Any]:
-    """The attributes that a node gives, after onnx has held it against the operator's schema."""
-    onnx = require_onnx()
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = ir_version, {"": opset}
-    try:
-        if proto.op_type != "Constant":  # of which it would look for external data where Python was started
-            onnx.checker.check_node(proto, context)
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in proto.attribute}
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise GraphError(f"malformed: {reason[:300]}") from error
-    return {
-        name: value.decode("ascii", "replace") if isinstance(value, bytes) else value for name, value in given.items()
-    }
-
-
 def _in_order(indices: NDArray[Any]) -> bool:
     return bool((indices.reshape(-1) == np.arange(indices.size)).all())
-
-
-def _dims(shape: Any) -> str:
-    return f"[{', '.join(str(dim.dim_value or shown(dim.dim_param) or '?') for dim in shape.dim)}]"

@@ -7,13 +7,13 @@ is refused, with what to use instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.converters.onnx_files.folding import FOLDS
+from bridge.converters.onnx_files.reader import Reader, Rule
 from bridge.converters.onnx_files.values import (
     Bound,
     Constant,
@@ -29,12 +29,9 @@ from bridge.converters.onnx_files.values import (
     numpy_type,
     shown,
 )
-from bridge.converters.torch_models.rules import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
+from bridge.converters.remedies import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
 from bridge.errors import ConversionError, GraphError
 from bridge.graph import Add, Array, BatchNorm, Concat, Conv1d, Conv2d, Flatten, Linear, Scale, Shape, average_pool
-
-if TYPE_CHECKING:
-    from bridge.converters.onnx_files.reader import Reader
 
 REMEDIES: dict[str, str] = {
     **dict.fromkeys(("Relu", "Clip"), f"{BY_QCFS}, and export again"),
@@ -142,7 +139,7 @@ def _pool(reader: Reader, node: Node, source: str, kernel: Shape, stride: Shape,
         raise ConversionError(f"it pools over {len(kernel)} dimensions; 1 and 2 are supported")
     channels = reader.shapes[source][0]
     if len(kernel) == 1:
-        reader.spend(channels * kernel[0])
+        reader.tensors.spend(channels * kernel[0])
     return reader.put(node, average_pool(reader.name(node), source, channels, kernel, stride, padding))
 
 
@@ -225,7 +222,7 @@ def _move(reader: Reader, node: Node) -> tuple[Value, ...]:
     if not isinstance(source, Rearranged):
         name = reader.source(node)
         sizes = [(batch, *reader.shapes[name]) for batch in reader.batches]
-        reader.spend(sum(map(math.prod, sizes)))
+        reader.tensors.spend(sum(map(math.prod, sizes)))
         first, second = (np.arange(math.prod(size)).reshape(size) for size in sizes)
         source = Rearranged(node, name, (first, second))
     options = [reader.value(node, at) if node.has(at) else None for at in range(1, len(node.inputs))]
@@ -410,7 +407,7 @@ def _constant(reader: Reader, node: Node) -> Value:
         raise GraphError("expected one attribute with its value")
     ((attribute, given),) = node.attributes.items()
     if attribute == "value" and hasattr(given, "data_type"):
-        array = reader.array(given)
+        array = reader.tensors.read(given)
     elif attribute in kinds and isinstance(given, float | int | list):
         array = np.array(given, dtype=kinds[attribute])
     else:
@@ -429,7 +426,6 @@ def _check_finite(*arrays: Array) -> None:
 
 
 MOVES = ("Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
-Rule = Callable[["Reader", Node], Value | tuple[Value, ...]]
 RULES: dict[str, Rule] = {
     "Add": _add,
     "AveragePool": _average_pool,

@@ -2,12 +2,11 @@
 
 Each layer is one node that carries its name, except the activation, whose seven nodes are the terms of its equation
 in the order in which `bridge.simulate` evaluates them: ``λ · clip(floor(z·L/λ + 1/2) / L, 0, 1)``. The last of them has
-the layer's name, the others have it as a prefix. `bridge.converters.onnx_files.reader` reads such a file back.
+the layer's name, the others have it as a prefix. `bridge.converters.onnx_files.capture` reads such a file back.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bridge._util.files import replacing
-from bridge.errors import BridgeError, ConversionError
+from bridge.converters.onnx_files.library import require_onnx as require_onnx  # for exporters, too
+from bridge.errors import ConversionError
 from bridge.graph import (
     Add,
     AvgPool2d,
@@ -40,14 +40,6 @@ OPSET = 17
 IR_VERSION = 8  # the one that came with opset 17; newer ones shut out older runtimes for nothing
 LARGEST_FILE = 2**31 - 2**20
 """Bytes that fit into one protobuf message, with room for all that is not weights."""
-
-
-def require_onnx() -> Any:
-    """The `onnx` package, which is an optional extra. Raises `BridgeError` saying how to install it."""
-    try:
-        return importlib.import_module("onnx")
-    except ImportError as error:
-        raise BridgeError(f'ONNX files need the onnx package ({error}): pip install "onnx>=1.21"') from error
 
 
 def write(graph: LayerGraph, path: str | Path) -> None:

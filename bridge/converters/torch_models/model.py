@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from bridge.converters import index_tracing as movement
+from bridge.converters import index_tracing
 from bridge.converters.index_tracing import Moved
-from bridge.converters.torch_models import rules as torch_rules
+from bridge.converters.torch_models import rules
 from bridge.errors import ConversionError, GraphError, InputError
 from bridge.graph import Add, ClipFloorShift, Concat, Input, Layer, LayerGraph, Scale, Shape
-from bridge.prepare.adapters import as_qcfs, is_activation
+from bridge.prepare.adapters import as_qcfs
 from bridge.prepare.qcfs import QCFS
+from bridge.prepare.tracing import IN_PLACE, at_inference, device_and_dtype, trace
 from bridge.simulate.ops import evaluate
 
 INPUT = "input"
-IN_PLACE: set[Any] = {operator.iadd, "add_", "__iadd__"}
-CHANGES_INPUT: set[Any] = {torch.relu_, F.relu_, operator.setitem, *IN_PLACE}
 REFUSED = "?"
 """Stands for the output of a layer that cannot be converted, so that what follows can still be looked at."""
 
@@ -41,7 +37,7 @@ def capture(model: nn.Module, example_input: Tensor) -> LayerGraph:
         InputError: `example_input` is not a float tensor that the model accepts.
     """
     check_example(model, example_input)
-    walk = _Walk(type(model).__name__, *trace(model))
+    walk = _Walk(type(model).__name__, *trace(model, rules.MODULES))
     with at_inference(model), torch.no_grad():
         # Two images show whether images are mixed; more would show no more.
         example = example_input[:2].to(**device_and_dtype(model))
@@ -145,25 +141,25 @@ class _Walk(fx.Interpreter):
             raise ConversionError("it changes in place what is read elsewhere too; write a + b")
         if node.op == "call_function" and all(self._is_plain(source) for source in node.all_input_nodes):
             self.moved[node] = value
-        elif module is None and target in torch_rules.ADDITIONS:
+        elif module is None and target in rules.ADDITIONS:
             self._add(node)
-        elif module is None and target in torch_rules.CONCATENATIONS:
+        elif module is None and target in rules.CONCATENATIONS:
             self._concatenate(node)
         elif self._moves(node, module):
             self._move(node, module)
-        elif module is None and target in torch_rules.FUNCTIONS:
-            signature, rule = torch_rules.FUNCTIONS[target]
+        elif module is None and target in rules.FUNCTIONS:
+            signature, rule = rules.FUNCTIONS[target]
             args, kwargs = self._plain(node.args[1:]), self._plain(node.kwargs)
-            self._apply(node, rule, torch_rules.bind(signature, (node.args[0], *args), kwargs), value)
+            self._apply(node, rule, rules.bind(signature, (node.args[0], *args), kwargs), value)
         elif activation is not None:
-            self._apply(node, torch_rules.qcfs, activation, value)
-        elif module is not None and type(module) in torch_rules.MODULES:
-            self._apply(node, torch_rules.MODULES[type(module)], module, value)
+            self._apply(node, rules.qcfs, activation, value)
+        elif module is not None and type(module) in rules.MODULES:
+            self._apply(node, rules.MODULES[type(module)], module, value)
         else:
-            unknown = f"not supported; supported are {torch_rules.SUPPORTED}"
-            raise ConversionError(torch_rules.REMEDIES.get(title, unknown))
+            unknown = f"not supported; supported are {rules.SUPPORTED}"
+            raise ConversionError(rules.REMEDIES.get(title, unknown))
 
-    def _apply(self, node: fx.Node, rule: torch_rules.Rule, options: Any, value: Tensor) -> None:
+    def _apply(self, node: fx.Node, rule: rules.Rule, options: Any, value: Tensor) -> None:
         """Add the layers that `rule` makes of a module or function with one input and the output `value`."""
         (source_node, *_) = node.all_input_nodes
         source = self._signal(source_node)
@@ -203,8 +199,8 @@ class _Walk(fx.Interpreter):
 
     def _moves(self, node: fx.Node, module: nn.Module | None) -> bool:
         if module is not None:
-            return isinstance(module, movement.MODULES)
-        return node.target in (movement.METHODS if node.op == "call_method" else movement.FUNCTIONS)
+            return isinstance(module, index_tracing.MODULES)
+        return node.target in (index_tracing.METHODS if node.op == "call_method" else index_tracing.FUNCTIONS)
 
     def _move(self, node: fx.Node, module: nn.Module | None) -> None:
         if any(self.names.get(source) == REFUSED for source in node.all_input_nodes):
@@ -217,7 +213,7 @@ class _Walk(fx.Interpreter):
                 return getattr(data, method)(*args, **kwargs)
         else:
             function = module if module is not None else node.target  # type: ignore[assignment]
-        self.moved[node] = movement.move(function, self._data(node.args), self._data(node.kwargs))
+        self.moved[node] = index_tracing.move(function, self._data(node.args), self._data(node.kwargs))
 
     def _signal(self, node: Any) -> str:
         """Name of the layer whose output `node` is, made now if the data has only been moved since the last one."""
@@ -228,7 +224,7 @@ class _Walk(fx.Interpreter):
             if not isinstance(moved, Moved):
                 raise ConversionError("it takes a constant where a signal is expected")
             try:
-                layer = movement.arrive(moved, self._name(node), self.sizes[moved.origin])
+                layer = index_tracing.arrive(moved, self._name(node), self.sizes[moved.origin])
             except ConversionError as error:
                 raise ConversionError(f"what {node.name} hands it: {error}") from error
             self._append(node, [layer] if layer is not None else [], moved.origin)
@@ -251,7 +247,7 @@ class _Walk(fx.Interpreter):
             if node in self.moved:
                 return self.moved[node]
             batch, *shape = self.shapes[node]
-            return movement.indices(self.names[node], batch, tuple(shape))
+            return index_tracing.indices(self.names[node], batch, tuple(shape))
 
         return fx.node.map_arg(value, look_up)
 
@@ -306,54 +302,3 @@ def check_example(model: nn.Module, example_input: Tensor) -> None:
         raise InputError(f"example_input: expected a float tensor [B, ...] with a batch dimension, got {came}")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ConversionError("the model has parameters without a shape yet: run it once on an input, and train it")
-
-
-def device_and_dtype(model: nn.Module) -> dict[str, Any]:
-    """Where the parameters of `model` are, and their type: arguments for ``.to`` of what is to go with them."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point() and not is_lazy(p)), None)
-    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-
-
-@contextmanager
-def at_inference(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, and each of its modules back in the mode it was in afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_activation(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
-    """The operations of `model` as it stands at inference, and the module in which their targets are found.
-
-    Raises `ConversionError` if they depend on the data, or change it in place without using the result.
-    """
-    root = nn.Sequential(model) if type(model) in torch_rules.MODULES or is_activation(model) else model
-    tracer = _Tracer()
-    try:
-        with at_inference(model):
-            graph = tracer.trace(root)
-    except Exception as error:
-        raise ConversionError(
-            f"{type(model).__name__}: its forward cannot be followed by torch.fx, because it depends on the data "
-            f"or calls something that is not torch ({error}). Rewrite it as a fixed sequence of modules; of a "
-            "compiled or DataParallel model, pass the model inside."
-        ) from error
-    for node in reversed(graph.nodes):
-        if node.users or node.op in ("output", "placeholder"):
-            continue
-        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        by_name = node.op == "call_method" and str(node.target).endswith("_")
-        if by_name or node.kwargs.get("inplace") or getattr(module, "inplace", False) or node.target in CHANGES_INPUT:
-            title = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-            raise ConversionError(f"{node.name} ({title}): it changes data in place; use its result: x = f(x)")
-        graph.erase_node(node)
-    return root, graph

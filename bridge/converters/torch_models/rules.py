@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bridge.converters.remedies import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
 from bridge.errors import ConversionError
 from bridge.graph import (
     BatchNorm,
@@ -31,16 +32,6 @@ from bridge.prepare.qcfs import QCFS
 
 Rule = Callable[[str, str, Any, Shape], list[Layer]]
 """From a layer's name, its source's name, the module (or a function's arguments by name) and the source's shape."""
-
-ONLY_QCFS = "train with bridge.QCFS instead; only QCFS has an exact spiking twin"
-BY_QCFS = "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune"
-BY_AVERAGE = (
-    'use average pooling, as bridge.replace_activations(..., max_pool="avg") does, and fine-tune: the maximum of '
-    "spike trains is not the spike train of the maximum"
-)
-BATCH_NORM = "use BatchNorm1d/2d: its statistics are constants at inference and fold into the weights"
-LEAVE_OUT = "leave it out: the largest output is the same without it"
-PRODUCT = "a product of two signals has no exact spiking form (squeeze-and-excitation, gating)"
 
 REMEDIES: dict[str, str] = {
     **dict.fromkeys(("ReLU", "ReLU6", "relu", "relu_", "relu6"), BY_QCFS),
