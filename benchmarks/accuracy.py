@@ -30,7 +30,7 @@ from bridge._util.progress import progress
 from bridge.network import RATE_STEPS
 from bridge.zoo.data import Dataset, dataset
 from bridge.zoo.pretrained import DATA, FOLDER, pretrained
-from bridge.zoo.training.train import accuracy
+from bridge.zoo.training.evaluation import accuracy
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS = (1, 2, 4, 8, 16, 32)

@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 import bridge
-from bridge.cli.demo import load_digits, train, train_digits
 from bridge.foreign import ForeignNetwork
 from bridge.records import differing
 from bridge.simulate.reference import simulate
+from bridge.zoo.digits import load_digits, train, train_digits
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS = 8

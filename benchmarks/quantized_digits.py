@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bridge import convert
-from bridge.cli.demo import digits_model, load_digits, train
+from bridge.zoo.digits import digits_model, load_digits, train
 
 SEEDS = 3
 STEPS = (1, 2, 4, 8, 16)

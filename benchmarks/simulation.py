@@ -45,7 +45,6 @@ from torch import Tensor, nn
 import bridge
 from bridge import registry
 from bridge._util.progress import progress
-from bridge.cli.demo import digits_model
 from bridge.errors import BackendError
 from bridge.graph import IntegrateFire
 from bridge.network import SpikingNetwork
@@ -54,6 +53,7 @@ from bridge.records import SpikeRecord, differing
 from bridge.simulate.engine.kernels import has_int8
 from bridge.simulate.reference import simulate
 from bridge.zoo import resnet20, vgg16
+from bridge.zoo.digits import digits_model
 
 DOCS = Path(__file__).parent.parent / "docs"
 LEVELS = 4

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge import QCFS, convert, replace_activations
-from bridge.cli.demo import digits_model, load_digits, train
 from bridge.prepare.thresholds import fit_thresholds
+from bridge.zoo.digits import digits_model, load_digits, train
 
 SEEDS = 3
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -32,7 +32,7 @@ TRAINED = "trained with QCFS from the start"
 
 
 def relu_model() -> nn.Sequential:
-    """`bridge.cli.demo`'s network with ReLU in the place of QCFS."""
+    """`bridge.zoo.digits`'s network with ReLU in the place of QCFS."""
     model = digits_model()
     for name, module in list(model.named_children()):
         if isinstance(module, QCFS):

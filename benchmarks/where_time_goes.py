@@ -21,12 +21,12 @@ from lava_speed import seconds
 from simulation import SUBJECTS, networks
 
 import bridge.simulate.engine.engine
-from bridge.cli.demo import load_digits, train_digits
 from bridge.graph import Affine, Conv1d, Conv2d, LayerGraph
 from bridge.graph.ranges import Range
 from bridge.network import SpikingNetwork, convert
 from bridge.simulate.engine.engine import Engine
 from bridge.simulate.engine.kernels import _convolution, _int8, has_int8
+from bridge.zoo.digits import load_digits, train_digits
 
 STEPS, IMAGES = 8, 16
 SIZES = ((16, 32), (64, 32), (128, 16), (256, 8), (512, 4))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.errors import InputError
+from bridge.zoo.digits import load_digits
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FASHION_CLASSES = (
@@ -121,13 +122,11 @@ def dataset(name: str, folder: str | Path | None = None) -> Dataset:
 
 
 def digits() -> Dataset:
-    """scikit-learn's handwritten digits, 8×8, split as `bridge.cli.demo.load_digits` does; levels k/16 become 255·k/16.
+    """scikit-learn's handwritten digits, 8×8, split as `load_digits` splits them; levels k/16 become 255·k/16.
 
     Raises:
         BridgeError: scikit-learn is not installed.
     """
-    from bridge.cli.demo import load_digits
-
     x, y, x_test, y_test = load_digits()
     train = Images((x * 255).round().to(torch.uint8), torch.from_numpy(y))
     test = Images((x_test * 255).round().to(torch.uint8), torch.from_numpy(y_test))

@@ -14,6 +14,7 @@ from bridge._util.files import replacing
 from bridge.errors import BridgeError, InputError
 from bridge.prepare.checkpoints import load_checkpoint
 from bridge.prepare.qcfs import QCFS
+from bridge.zoo.digits import digits_model
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.resnet import resnet18, resnet20, resnet34
 from bridge.zoo.small import small_cnn
@@ -23,8 +24,6 @@ Shape = tuple[int, int, int]
 
 
 def _digits(levels: int, threshold: float) -> nn.Module:
-    from bridge.cli.demo import digits_model
-
     model = digits_model()
     for module in activations(model):
         module.levels = levels

@@ -15,8 +15,8 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, InputError
-from bridge.cli.demo import load_digits
 from bridge.zoo.data import dataset
+from bridge.zoo.digits import load_digits
 from bridge.zoo.pretrained import DATA, FOLDER, pretrained
 
 

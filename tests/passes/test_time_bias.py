@@ -10,8 +10,8 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, ConversionError, InputError
-from bridge.cli.demo import load_digits
 from bridge.passes.calibration.time_bias import TimeBiased
+from bridge.zoo.digits import load_digits
 
 
 def two_layers() -> bridge.SpikingNetwork:

@@ -27,8 +27,10 @@ from bridge.zoo.models import load_weights
 from bridge.zoo.recipes import PAPER, SHORT, Recipe, learning_rate, recipe_named
 from bridge.zoo.training import train as training
 from bridge.zoo.training.augment import standard
+from bridge.zoo.training.random_numbers import derived
+from bridge.zoo.training.run_files import CARD, CHECKPOINT, METRICS, WEIGHTS
 from bridge.zoo.training.spiking_steps import SpikingSteps
-from bridge.zoo.training.train import CARD, CHECKPOINT, METRICS, WEIGHTS, derived, train
+from bridge.zoo.training.train import train
 
 TINY = Recipe(
     epochs=4,
@@ -714,7 +716,7 @@ def test_weights_of_something_else(tmp_path):
     with pytest.raises(InputError, match=r"cannot be read|not weights"):
         load_weights(tmp_path / "none.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"not weights that bridge\.zoo\.train wrote"):
+    with pytest.raises(InputError, match=r"not weights that bridge\.zoo\.training\.train wrote"):
         load_weights(tmp_path / "other.safetensors")
     observed(tmp_path, replace(TINY, epochs=1, relu_epochs=0))
     with pytest.raises(InputError, match=r"holds weights of Sequential; make that module and use"):

@@ -6,7 +6,7 @@ import json
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,9 +15,7 @@ from bridge.errors import InputError
 from bridge.zoo.models import MODELS, require_safetensors
 from bridge.zoo.recipes import Recipe
 from bridge.zoo.training.augment import standard
-
-if TYPE_CHECKING:
-    from bridge.zoo.training.train import Metrics, Plan
+from bridge.zoo.training.plan import Metrics, Plan
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -107,6 +105,7 @@ def model_card(plan: Plan, metrics: Metrics, measured: float) -> str:
     options = _options(plan) + initial
     if "augment=augment" in before + options:
         yours += "augment = ...  # yours\n"
+    loader = "from bridge.zoo.models import load_weights" if ours else "from bridge import load_checkpoint"
     use = f'load_weights("{WEIGHTS}")' if ours else f'load_checkpoint(model, "{WEIGHTS}")  # your {plan.name}'
     mean, std = ([round(value, 6) for value in values] for values in (plan.dataset.mean, plan.dataset.std))
     return f"""# {plan.name} with QCFS, L = {plan.recipe.levels}, on {plan.dataset.name}
@@ -122,7 +121,7 @@ Python {made["python"]}, {packages}; {made["system"]}.
 
 ```python
 import bridge
-from bridge.{"zoo.models import load_weights" if ours else "checkpoints import load_checkpoint"}
+{loader}
 
 model = {use}
 network = bridge.convert(model, images)

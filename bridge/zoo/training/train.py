@@ -7,43 +7,37 @@ are no generator states to save, and a run that was killed anywhere goes on as i
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import json
 import logging
 import math
-import os
-import shutil
-import sysconfig
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bridge._util.files import replacing
-from bridge._util.memory_format import while_learning
-from bridge.converters.torch_models.model import at_inference
 from bridge.errors import BridgeError, InputError
 from bridge.passes.calibration.losses import divergence
 from bridge.prepare.checkpoints import load_checkpoint
-from bridge.prepare.qcfs import QCFS
 from bridge.prepare.thresholds import fit_thresholds
-from bridge.zoo.models import activations, build, require_safetensors, save_weights
+from bridge.zoo.data import Dataset, dataset
+from bridge.zoo.models import activations, require_safetensors, save_weights
 from bridge.zoo.recipes import PAPER, Recipe, learning_rate, recipe_named
 from bridge.zoo.training.augment import standard
-from bridge.zoo.training.processes import Group, processes
+from bridge.zoo.training.evaluation import accuracy
+from bridge.zoo.training.plan import Augment, Compile, Metrics, Plan
+from bridge.zoo.training.precision import qcfs_in_float32, resolved_precision
+from bridge.zoo.training.preparation import check_batch, compiles, layers_checksum, memory_format, network_to_train
+from bridge.zoo.training.processes import processes
+from bridge.zoo.training.progress_bar import ProgressBar
+from bridge.zoo.training.random_numbers import derived, own_random_numbers
 from bridge.zoo.training.run_files import (
     CARD,
     CHECKPOINT,
@@ -57,22 +51,10 @@ from bridge.zoo.training.run_files import (
 )
 from bridge.zoo.training.spiking_steps import LARGEST_GRADIENT, SpikingSteps
 
-if TYPE_CHECKING:
-    from bridge.zoo.data import Dataset, Images
-
 LOG = logging.getLogger(__name__)
 
 FIT_IMAGES = 1024
 """Training images that λ is fitted to after ReLU epochs."""
-EVALUATED_AT_ONCE = 250
-COMPILE_FROM = 1500
-"""Steps that do not spike from which compiling, a minute, pays: it saves 0.2 s a step of ResNet-20 on two cores."""
-
-Augment = Callable[..., Tensor]
-"""Called like ``bridge.zoo.training.augment.standard``: uint8 ``[B, C, H, W]``, mean, deviation, generator and the
-recipe's padding, flip, autoaugment and cutout in; normalised float32 of the same shape out."""
-Compile = bool | Literal["auto"]
-Metrics = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -115,8 +97,6 @@ def run(
         folder: where the data are.
         options: of `train`.
     """
-    from bridge.zoo.data import dataset
-
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     LOG.setLevel(logging.INFO)
     return train(model, dataset(data, folder), recipe_named(recipe, changes), out, **options)
@@ -156,9 +136,9 @@ def train(
         augment: by default `bridge.zoo.training.augment.standard`.
         resume: go on from the checkpoint in `out`, if there is one; False starts anew and overwrites it.
         device: by default a GPU if there is one.
-        compile: use torch.compile in steps that do not spike; ``"auto"`` does in runs of at least `COMPILE_FROM` of
-            them, where there is a compiler. Accuracy is always measured uncompiled and in float32, as the network will
-            be converted.
+        compile: use torch.compile in steps that do not spike; ``"auto"`` does in runs of at least
+            `preparation.COMPILE_FROM` of them, where there is a compiler. Accuracy is always measured uncompiled and in
+            float32, as the network will be converted.
         evaluate_every: epochs between two measurements of accuracy; the last epoch's is always measured.
         held_out: keep so many training images out of training and report accuracy on them, not on the test images,
             until training is over.
@@ -178,13 +158,13 @@ def train(
         )
     with (
         processes(device) as group,
-        _own_random_numbers(group.device),
+        own_random_numbers(group.device),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        _check_batch(recipe, len(dataset.train.y) - held_out, group)
-        recipe = replace(recipe, precision=_precision(recipe, group.device))
-        network, name = _network(model, dataset, recipe, seed, group.device)
+        check_batch(recipe, len(dataset.train.y) - held_out, group)
+        recipe = replace(recipe, precision=resolved_precision(recipe, group.device))
+        network, name = network_to_train(model, dataset, recipe, seed, group.device)
         channels = dataset.train.x.shape[1]
         if recipe.autoaugment and augment is None and channels != 3:
             raise InputError(
@@ -199,204 +179,27 @@ def train(
             load_checkpoint(network, initial)
         plan = Plan(
             name=name,
-            layers=_layers(network),
+            layers=layers_checksum(network),
             dataset=dataset,
             recipe=recipe,
             out=Path(out),
             seed=seed,
             augment=augment or standard,
-            compile=_compiles(compile, recipe, len(dataset.train.y) - held_out, group.device),
+            compile=compiles(compile, recipe, len(dataset.train.y) - held_out, group.device),
             evaluate_every=evaluate_every,
             held_out=held_out,
             checkpoint_minutes=checkpoint_minutes,
             group=group,
             earlier=[] if initial is None else runs_of(Path(initial)),
         )
-        with _qcfs_in_float32(network, recipe.precision == "bfloat16"):
+        with qcfs_in_float32(network, recipe.precision == "bfloat16"):
             training = _Training(plan, network)  # whose teacher, a copy, has that, too
             training.start(resume)
             training.run()
         return _finish(plan, training)
 
 
-# ------------------------------------------------------------------------------------------- what a run is given
-
-
-def _network(
-    model: str | nn.Module, dataset: Dataset, recipe: Recipe, seed: int, device: torch.device
-) -> tuple[nn.Module, str]:
-    """The network to train, on the `device`, and what to call it."""
-    shape: Any = tuple(dataset.train.x.shape[1:])
-    torch.manual_seed(derived(seed, "weights"))
-    if isinstance(model, str):
-        network, name = build(model, len(dataset.classes), shape, recipe.levels, recipe.threshold), model
-    else:
-        network, name = model, type(model).__name__
-    found = {module.levels for module in activations(network)}
-    if not found:
-        raise InputError(f"train: {name} has no QCFS: call bridge.replace_activations(model, levels=...) first")
-    if found != {recipe.levels}:
-        raise InputError(f"train: {name} has L = {sorted(found)}, the recipe L = {recipe.levels}: make them equal")
-    network.to(device)
-    try:
-        with at_inference(network), torch.no_grad():
-            out = network(dataset.normalise(dataset.train.x[:2]).to(device))
-    except Exception as error:
-        raise InputError(f"train: {name} does not take images {list(shape)}: {error}") from error
-    if out.shape[1:] != (len(dataset.classes),):
-        raise InputError(
-            f"train: {name} gives {list(out.shape[1:])} values an image; {dataset.name} has "
-            f"{len(dataset.classes)} classes"
-        )
-    network.to(memory_format=_memory_format(network))  # type: ignore[call-overload]  # now that λ of channels is there
-    return network, name
-
-
-def _layers(network: nn.Module) -> str:
-    """A checksum of what `network` is made of, whatever the values of its parameters."""
-    described = [
-        (name, type(module).__name__, "" if isinstance(module, QCFS) else module.extra_repr())
-        for name, module in network.named_modules()
-    ]
-    return f"{zlib.crc32(repr(described).encode()):08x}"
-
-
-def _memory_format(network: nn.Module) -> torch.memory_format:
-    """What its images and weights have while it learns."""
-    return while_learning(
-        (module.kernel_size, module.stride, module.in_channels)
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d)
-    )
-
-
-def _check_batch(recipe: Recipe, images: int, group: Group) -> None:
-    if recipe.batch_size > images:
-        raise InputError(f"train: batch_size = {recipe.batch_size}, but there are only {images} training images")
-    if recipe.batch_size % group.size:
-        raise InputError(f"train: batch_size = {recipe.batch_size} cannot be shared out to {group.size} processes")
-
-
-def _precision(recipe: Recipe, device: torch.device) -> Literal["float32", "bfloat16"]:
-    if recipe.precision != "auto":
-        return recipe.precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if device.type == "cpu" and has_it else "float32"
-
-
-def _compiles(wanted: Compile, recipe: Recipe, images: int, device: torch.device) -> bool:
-    if wanted != "auto":
-        return wanted
-    steps = recipe.epochs * (images // recipe.batch_size)
-    if (steps // 2 if recipe.spiking_steps else steps) < COMPILE_FROM:
-        return False
-    if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return device.type == "cpu" and compiler and Path(sysconfig.get_paths()["include"], "Python.h").exists()
-
-
-def derived(*parts: int | str) -> int:
-    """A seed that depends on all `parts` and on nothing else."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
-
-
-# ------------------------------------------------------------------------------------------- while a run lasts
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextmanager
-def _qcfs_in_float32(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Under autocast, every QCFS gets float32.
-
-    λ's gradient is the difference of two sums over all activations, of a/λ and of z/λ, which bfloat16 rounds to 8 bits
-    each: on random activations it came out 2 % wrong for λ = 2 and 13 % for λ = 8. Compiled, float32 costs next to
-    nothing here, for the values stay in the registers.
-    """
-    hooks = [
-        module.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
-        for module in activations(model)
-        if wanted
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 # ------------------------------------------------------------------------------------------------- the run itself
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is settled before the first step; `train`, `_layers` and `runs_of`, of `earlier`, say what each is."""
-
-    name: str
-    layers: str
-    dataset: Dataset
-    recipe: Recipe
-    out: Path
-    seed: int
-    augment: Augment
-    compile: bool
-    evaluate_every: int
-    held_out: int
-    checkpoint_minutes: float
-    group: Group
-    earlier: list[dict[str, str]]
-
-    @cached_property
-    def images(self) -> tuple[Images, Images]:
-        """The images to train on, and those to report accuracy on meanwhile."""
-        if not self.held_out:
-            return self.dataset.train, self.dataset.test
-        from bridge.zoo.data import split
-
-        return split(self.dataset.train, self.held_out, self.seed)
-
-    @property
-    def watched(self) -> str:
-        """What the accuracy on the second of `images` is called."""
-        return "held_out_accuracy" if self.held_out else "test_accuracy"
-
-    @property
-    def batches(self) -> int:
-        """Steps an epoch."""
-        return len(self.images[0].y) // self.recipe.batch_size
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What the final weights depend on, but for a module's own first weights: called again, it is half trained."""
-        train = self.dataset.train
-        return {
-            "model": self.name,
-            "layers": self.layers,
-            "data": self.dataset.name,
-            "mean": list(self.dataset.mean),
-            "std": list(self.dataset.std),
-            "images": zlib.crc32(train.y.numpy().tobytes(), zlib.crc32(train.x.numpy().tobytes())),
-            "held_out": self.held_out,
-            "seed": self.seed,
-            "augment": f"{getattr(self.augment, '__module__', '')}.{getattr(self.augment, '__qualname__', '')}",
-            "processes": self.group.size,
-            "device": self.group.device.type,
-            "compile": self.compile,
-            "initial": self.earlier[-1]["crc32"] if self.earlier else None,
-            **{f"recipe.{name}": value for name, value in asdict(self.recipe).items()},
-        }
-
-    def rectified(self, epoch: int) -> bool:
-        """Whether `epoch` has ReLU in the place of QCFS."""
-        return epoch < self.recipe.relu_epochs
 
 
 @dataclass
@@ -417,7 +220,7 @@ class _Training:
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.plan, self.model = plan, model
         self.activations = [(module, module.threshold.requires_grad) for module in activations(model)]
-        self.memory_format = _memory_format(model)
+        self.memory_format = memory_format(model)
         self.at = _Position()
         self.optimiser = self._new_optimiser()
         self.saved = "there is none yet"
@@ -482,7 +285,7 @@ class _Training:
         LOG.log(self._level, "%s on %s: %d epochs of %d steps, %s%s", plan.name, plan.dataset.name, plan.recipe.epochs,
                 plan.batches, plan.recipe.precision, ", compiled" if plan.compile else "")  # fmt: skip
         try:
-            with _Bar(plan, self.at) as bar:
+            with ProgressBar(plan, self.at.epoch * plan.batches + self.at.batch, LOG.info) as bar:
                 forward = self._forward()
                 while self.at.epoch < plan.recipe.epochs:
                     if 0 < plan.recipe.relu_epochs == self.at.epoch and self.at.batch == 0:
@@ -541,7 +344,7 @@ class _Training:
         generator = torch.Generator().manual_seed(derived(self.plan.seed, "order", epoch))
         return torch.randperm(len(self.y), generator=generator).to(self.y.device)
 
-    def _epoch(self, forward: Callable[[Tensor], Tensor], bar: _Bar) -> None:
+    def _epoch(self, forward: Callable[[Tensor], Tensor], bar: ProgressBar) -> None:
         """The rest of the epoch that the run is in, its measurements and its checkpoint."""
         plan, at = self.plan, self.at
         order = self._order(at.epoch)
@@ -571,7 +374,7 @@ class _Training:
         )
         self.at = _Position(epoch=at.epoch + 1, metrics=at.metrics)
         self._save()
-        bar.tell(self.at)
+        bar.tell(at.metrics[-1])
 
     def _step(self, forward: Callable[[Tensor], Tensor], chosen: Tensor) -> float:
         """Learn from the `chosen` images; the learning rate that was used."""
@@ -656,60 +459,6 @@ class _Training:
     @property
     def _level(self) -> int:
         return logging.INFO if self.plan.group.writes else logging.DEBUG
-
-
-def accuracy(model: nn.Module, images: Images, dataset: Dataset) -> float:
-    """The share of `images` that `model` puts in the right class, in float32, which a GPU would round to tf32."""
-    device = next(model.parameters()).device
-    cudnn = torch.backends.cudnn
-    correct = 0
-    with at_inference(model), torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
-        for x, y in zip(images.x.split(EVALUATED_AT_ONCE), images.y.split(EVALUATED_AT_ONCE), strict=True):
-            batch = dataset.normalise(x).to(device).contiguous(memory_format=torch.channels_last)
-            correct += int((model(batch).argmax(1).cpu() == y).sum())
-    return correct / len(images.y)
-
-
-class _Bar:
-    """How far a run has come: a bar with the time left on a terminal, and a line an epoch, there or in the log."""
-
-    def __init__(self, plan: Plan, at: _Position) -> None:
-        self.plan = plan
-        console = Console(stderr=True)
-        shown = plan.group.writes and (console.is_terminal or console.is_jupyter)
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.1f} %")
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
-        total, done = plan.recipe.epochs * plan.batches, at.epoch * plan.batches + at.batch
-        self.task = self.bar.add_task(f"training {plan.name}", total=total, completed=done)
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self) -> None:
-        self.bar.advance(self.task)
-
-    def tell(self, at: _Position) -> None:
-        """The line of the epoch that is just over."""
-        if not self.plan.group.writes:
-            return
-        last, epochs = at.metrics[-1], self.plan.recipe.epochs
-        parts = [f"loss {last['loss']:.4f}", f"train {last['train_accuracy']:.2%}"]
-        if last[self.plan.watched] is not None:
-            parts.append(
-                f"{self.plan.watched.removesuffix('_accuracy').replace('_', ' ')} {last[self.plan.watched]:.2%}"
-            )
-        parts.append(f"{last['seconds']:.1f} s")
-        if at.epoch < epochs:
-            parts.append(f"about {(epochs - at.epoch) * last['seconds'] / 60:.0f} min left")
-        line = f"epoch {at.epoch} of {epochs} ({last['activation']}): {', '.join(parts)}"
-        if self.bar.disable:
-            LOG.info(line)
-        else:
-            self.bar.console.print(line, highlight=False)  # above the bar
 
 
 # ------------------------------------------------------------------------------------------------ when it is over
