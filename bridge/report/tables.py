@@ -14,7 +14,10 @@ LISTED = 20
 
 
 def table(agreement: Agreement) -> Group:
-    """What `rich.print` shows of `agreement`: the verdicts, then top-1 and rates by time step, then any divergence."""
+    """What `rich.print` shows of `agreement`: the verdicts, then top-1 and rates by time step, then any divergence.
+
+    Example: docs/agreement.md.
+    """
     parts = [_verdicts(agreement), _top1(agreement), _layers(agreement)]
     if any(backend.divergences for backend in agreement.backends.values()):
         parts.append(_divergences(agreement))

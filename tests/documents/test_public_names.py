@@ -25,12 +25,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def names() -> Iterator[tuple[str, object]]:
     """All of ``bridge.__all__`` and of the modules in it, but exceptions: examples are of what raises them."""
-    for module in (bridge, *(value for value in vars(bridge).values() if inspect.ismodule(value))):
-        if module is bridge or module.__name__.rpartition(".")[2] in bridge.__all__:
-            for name in getattr(module, "__all__", ()):
-                value = getattr(module, name)
-                if not (isinstance(value, type) and issubclass(value, Exception)):
-                    yield f"{module.__name__}.{name}", value
+    rooms = (value for name in bridge.__all__ if inspect.ismodule(value := getattr(bridge, name)))
+    for module in (bridge, *rooms):
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if not (isinstance(value, type) and issubclass(value, Exception)):
+                yield f"{module.__name__}.{name}", value
 
 
 def methods(cls: type) -> dict[str, Callable[..., object]]:
