@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from bridge.backends.protocol import check_input
 from bridge.errors import GraphError
 from bridge.graph import (
     Add,
@@ -29,7 +30,6 @@ from bridge.graph import (
 )
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
-from exporters.base import check_input
 
 
 class ChannelScale(nn.Module):
@@ -95,8 +95,7 @@ def _module(layer: Layer, library: Any) -> nn.Module:
     raise GraphError(f"layer {layer.name!r}: there is no torch module for a {type(layer).__name__} yet")
 
 
-@_module.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
-@_module.register(Conv2d)
+@_module.register
 def _(layer: Conv1d | Conv2d, library: Any) -> nn.Module:
     kind = library.Conv2d if isinstance(layer, Conv2d) else library.Conv1d
     out_channels, per_group, *kernel = layer.weight.shape

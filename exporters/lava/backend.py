@@ -1,4 +1,7 @@
-"""The backends: NIR in, Lava Processes out, spikes back. Lava is imported only when a method is called."""
+"""The Lava backends in floating and in fixed point: NIR in, Lava Processes out, spikes back.
+
+Lava is imported only when a method is called.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,19 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
 from bridge.graph import Conv2d, IntegrateFire, LayerGraph
+from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
 from bridge.records import Recorder, SpikeRecord
-from exporters.base import Availability, check_input, probe
-from exporters.lava import compat
+from exporters.lava import bounds, compat
 from exporters.lava.layout import Layout, side_by_side
+from exporters.lava.network import LavaNetwork
+from exporters.lava.plan import Parts
 
 if TYPE_CHECKING:
     from exporters.lava.hierarchy import NetworkProcess
-    from exporters.lava.network import LavaNetwork
 
 PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy": "scipy", "asteval": "asteval"}
 INSTALL = (
@@ -66,8 +71,6 @@ class Lava:
 
     def export(self, graph: nir.NIRGraph) -> LavaNetwork:
         """The network of Lava Processes for `graph`. Raises `GraphError` for a layer that Lava cannot run."""
-        from bridge.nir_graph import from_nir
-
         return build_network(from_nir(graph))
 
     def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
@@ -130,16 +133,12 @@ class LavaFixed(Lava):
 
         Raises `GraphError`, naming the layer, if `graph` is not in whole numbers or does not fit Loihi's registers.
         """
-        from bridge.nir_graph import from_nir
-
         return build_network(from_nir(graph), self)
 
     def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """As `Lava.run`. Raises `InputError`, too, if on these images a neuron would leave its register."""
-        from exporters.lava.bounds import check_images
-
         check_input(native.graph.input.shape, x, steps)
-        check_images(native, x, steps)
+        bounds.check_images(native, x, steps)
         if native.parts.neuron == "atrlif":
             images = (x[at : at + 1] for at in range(len(x)))
             return SpikeRecord.concatenate(
@@ -153,9 +152,6 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
 
     Raises `BackendError` without Lava, `GraphError` for what it cannot run.
     """
-    from exporters.lava.bounds import check_network
-    from exporters.lava.network import LavaNetwork, Parts
-
     try:
         import_module("exporters.lava.hierarchy")
     except ImportError as error:
@@ -164,7 +160,7 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
         return LavaNetwork(graph, Parts())
     parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, fixed=True)
     network = LavaNetwork(fold_pooling(graph), parts)
-    check_network(network)
+    bounds.check_network(network)
     return network
 
 

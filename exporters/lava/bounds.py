@@ -26,7 +26,7 @@ from bridge.graph.loihi_registers import (
 )
 from bridge.graph.ranges import LARGEST_PIXEL, ranges
 from bridge.simulate.reference import simulate
-from exporters.lava.network import LavaNetwork
+from exporters.lava.plan import LavaPlan
 
 LARGEST_EXPONENT = 7  # of a synapse's weights
 LARGEST_MANTISSA = 2 ** (WEIGHT_BITS - 1) - 1
@@ -36,7 +36,7 @@ VALUES = 2**24  # of membrane potentials, recorded at once
 REMEDY = "quantize to fewer bits or lower scales"
 
 
-def check_network(network: LavaNetwork) -> None:
+def check_network(network: LavaPlan) -> None:
     """Raise `GraphError`, naming the layer, unless `network` fits Loihi's registers whatever the images."""
     graph = network.graph
     if not graph.integer:
@@ -50,7 +50,7 @@ def check_network(network: LavaNetwork) -> None:
     _check_synaptic_input(network)
 
 
-def check_images(network: LavaNetwork, x: NDArray[np.floating], steps: int) -> None:
+def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None:
     """Raise `InputError`, naming the layer, unless `network` fits Loihi's registers for `steps` steps of images `x`."""
     check_pixels(x)
     if network.parts.neuron == "atrlif":
@@ -100,7 +100,7 @@ def _check_weights(layer: Layer) -> None:
             )
 
 
-def _check_neuron(network: LavaNetwork, neuron: IntegrateFire) -> None:
+def _check_neuron(network: LavaPlan, neuron: IntegrateFire) -> None:
     """That thresholds and biases fit, and with Lava's own neuron, that it can be this one."""
     name, shift = neuron.name, network.shift(neuron)
     largest = LARGEST_THRESHOLD << SHIFT >> shift
@@ -129,7 +129,7 @@ def _check_neuron(network: LavaNetwork, neuron: IntegrateFire) -> None:
         )
 
 
-def _check_synaptic_input(network: LavaNetwork) -> None:
+def _check_synaptic_input(network: LavaPlan) -> None:
     """That no sum of synapses leaves its current's 24 bits."""
     graph = network.graph
     everything, synaptic = ranges(graph), ranges(_synapses_only(network))
@@ -150,7 +150,7 @@ def _check_synaptic_input(network: LavaNetwork) -> None:
             )
 
 
-def _synapses_only(network: LavaNetwork) -> LayerGraph:
+def _synapses_only(network: LavaPlan) -> LayerGraph:
     """The graph as the synapses have it: without biases, and without images where those come as currents."""
     graph = network.graph
     changes: dict[str, list[Layer]] = {
@@ -163,7 +163,7 @@ def _synapses_only(network: LavaNetwork) -> LayerGraph:
     return graph.rewrite(changes)
 
 
-def _check_held_currents(network: LavaNetwork, x: NDArray[np.floating]) -> None:
+def _check_held_currents(network: LavaPlan, x: NDArray[np.floating]) -> None:
     """That Lava's own neuron can hold what the images give it as its bias."""
     for name, current in network.feed(x).items():
         held = name in network.graph.spiking and network.depths[name] == 0
@@ -175,13 +175,13 @@ def _check_held_currents(network: LavaNetwork, x: NDArray[np.floating]) -> None:
             )
 
 
-def largest_potential(network: LavaNetwork, neuron: IntegrateFire) -> int:
+def largest_potential(network: LavaPlan, neuron: IntegrateFire) -> int:
     """The largest potential that the register of `neuron` holds, in the network's units."""
     return int(LARGEST_STATE >> network.shift(neuron))
 
 
 def _extremes(
-    network: LavaNetwork, neurons: list[IntegrateFire], x: NDArray[np.floating], steps: int
+    network: LavaPlan, neurons: list[IntegrateFire], x: NDArray[np.floating], steps: int
 ) -> Iterator[tuple[IntegrateFire, str, float, int, int]]:
     """Per neuron layer, some images at a time, from the reference: what is largest, its value, step and image."""
     graph = network.graph

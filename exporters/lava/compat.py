@@ -65,8 +65,8 @@ def _start_method_left_alone() -> Iterator[None]:
 
 def _import_unhashable_default() -> None:
     """Import the one module with an unhashable default while dataclasses are hashable, which satisfies the check."""
-    if sys.version_info < (3, 11) or UNHASHABLE_DEFAULT in sys.modules:
-        importlib.import_module(UNHASHABLE_DEFAULT)
+    if UNHASHABLE_DEFAULT in sys.modules:
+        importlib.import_module(UNHASHABLE_DEFAULT)  # waits for another thread that may still be importing it
         return
     original = dataclasses.dataclass
     # The decorator is looked up in `dataclasses` while the module runs, so nobody else sees the changed one.

@@ -1,4 +1,4 @@
-"""The twin of Lava's fixed-point run: the same arithmetic, at the speed of `bridge.simulate.engine.engine`."""
+"""The emulator of Lava's fixed-point run: the same arithmetic, at the speed of `bridge.simulate.engine.engine`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, check_input
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
@@ -16,9 +17,8 @@ from bridge.records import SpikeRecord
 from bridge.simulate.engine.engine import Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
-from exporters.base import Availability, check_input
 from exporters.lava.bounds import check_network, check_pixels, largest_potential
-from exporters.lava.network import LavaNetwork, Parts
+from exporters.lava.plan import LavaPlan, Parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LavaTwin:
     def export(self, graph: nir.NIRGraph) -> TwinNetwork:
         """Raises `GraphError` if `graph` is not in whole numbers, or a layer does not fit Loihi's registers."""
         layers = from_nir(graph)
-        plan = LavaNetwork(fold_pooling(layers), Parts(synapses="torch", fixed=True))
+        plan = LavaPlan(fold_pooling(layers), Parts(synapses="torch", fixed=True))
         check_network(plan)
         neurons = [layer for layer in plan.graph if isinstance(layer, IntegrateFire)]
         limits = {layer.name: float(largest_potential(plan, layer)) for layer in neurons}

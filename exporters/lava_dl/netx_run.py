@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from exporters.lava.hierarchy import Probe
 from exporters.lava.layout import Layout
 from exporters.lava.processes import Sink, shared_array
 from exporters.lava.runtime import forget, quiet, run_to_end
+from exporters.lava_dl.netx_plan import NetXPlan
 from exporters.lava_dl.processes import PySoftResetModel
 
 # isort: split
@@ -23,21 +24,18 @@ from lava.lib.dl.netx.hdf5 import Network
 from lava.proc.io.dataloader import StateDataloader
 from lava.proc.lif.process import LIFReset
 
-if TYPE_CHECKING:
-    from exporters.lava_dl.netx import NetX
-
 START = 1
 """Steps before the first spiking layer hears the first image: the loader writes at the end of a step."""
 TIME_LIMIT = 600.0
 
 
-def run(netx: NetX, path: str | Path, x: NDArray[np.float32], steps: int, model: type[Any] | None) -> SpikeRecord:
+def run(netx: NetXPlan, path: str | Path, x: NDArray[np.float32], steps: int, model: type[Any] | None) -> SpikeRecord:
     """What `exporters.lava_dl.netx.NetX.run` does."""
     with ONE_AT_A_TIME:
         return _run(netx, path, x, steps, model or PySoftResetModel)
 
 
-def _run(netx: NetX, path: str | Path, x: NDArray[np.float32], steps: int, model: type[Any]) -> SpikeRecord:
+def _run(netx: NetXPlan, path: str | Path, x: NDArray[np.float32], steps: int, model: type[Any]) -> SpikeRecord:
     rows = len(x) * steps
     with quiet():
         network = _network(netx, path, steps)
@@ -60,7 +58,7 @@ def _run(netx: NetX, path: str | Path, x: NDArray[np.float32], steps: int, model
     return _record(netx, spikes, potential, len(x), steps)
 
 
-def _network(netx: NetX, path: str | Path, steps: int) -> Network:
+def _network(netx: NetXPlan, path: str | Path, steps: int) -> Network:
     """NetX's network of the file. Raises `InputError` if there is none, or one of other layers than `netx` has."""
     try:
         network = Network(net_config=str(path), reset_interval=steps, reset_offset=START)
@@ -74,7 +72,7 @@ def _network(netx: NetX, path: str | Path, steps: int) -> Network:
     return network
 
 
-def _loader(netx: NetX, neuron: LIFReset, x: NDArray[np.float32], steps: int) -> StateDataloader:
+def _loader(netx: NetXPlan, neuron: LIFReset, x: NDArray[np.float32], steps: int) -> StateDataloader:
     """Lava's own loader, which makes each image's currents the bias of the first spiking layer `neuron` in turn."""
     neuron.bias_exp.init = netx.shift
     currents = Layout(netx.graph.shapes[netx.blocks[0].name]).to_lava(netx.currents(x))
@@ -84,7 +82,7 @@ def _loader(netx: NetX, neuron: LIFReset, x: NDArray[np.float32], steps: int) ->
 
 
 def _record(
-    netx: NetX, spikes: dict[str, NDArray[np.bool_]], potential: NDArray[np.int32], images: int, steps: int
+    netx: NetXPlan, spikes: dict[str, NDArray[np.bool_]], potential: NDArray[np.int32], images: int, steps: int
 ) -> SpikeRecord:
     """The record, step t of image b being the network's own step t."""
     shapes = netx.graph.shapes

@@ -1,4 +1,4 @@
-"""Nengo: its own ensembles, nodes and convolutions, and a subclass of its own integrate-and-fire neuron."""
+"""The backend: a NIR graph as a network of Nengo's, and what its ensembles spike in Nengo's simulator."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
-from exporters.base import Availability, check_input, probe
 
 if TYPE_CHECKING:
     from exporters.nengo.network import NengoNetwork
@@ -48,7 +48,7 @@ class Nengo:
         return NengoNetwork(from_nir(graph))
 
     def run(self, native: NengoNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
-        """As `exporters.base.Backend.run`. Nengo knows no batches: the images are simulated one after the other."""
+        """As `Backend.run` says. Nengo knows no batches: the images are simulated one after the other."""
         import nengo
         from nengo.builder import Model
 

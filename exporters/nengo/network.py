@@ -63,9 +63,7 @@ def _connect(layer: Layer, source: Any, shape: Shape, target: Any) -> None:
     raise GraphError(f"layer {layer.name!r}: there is no connection in Nengo for a {type(layer).__name__} yet")
 
 
-@_connect.register(layers.Add)
-@_connect.register(layers.Flatten)
-@_connect.register(IntegrateFire)
+@_connect.register
 def _(layer: layers.Add | layers.Flatten | IntegrateFire, source: Any, shape: Shape, target: Any) -> None:
     nengo.Connection(source, target, synapse=None)
 
@@ -81,8 +79,7 @@ def _(layer: layers.Linear, source: Any, shape: Shape, target: Any) -> None:
     _add_bias(layer, layer.output_shape(shape), target)
 
 
-@_connect.register(layers.Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
-@_connect.register(layers.Conv2d)
+@_connect.register
 def _(layer: layers.Conv1d | layers.Conv2d, source: Any, shape: Shape, target: Any) -> None:
     dilation, stride, padding = (
         tuple(int(size) for size in np.atleast_1d(sizes)) for sizes in (layer.dilation, layer.stride, layer.padding)

@@ -1,23 +1,20 @@
-"""Norse: torch's own layers and a cell built on Norse's own ``SNNCell``, with Norse's soft reset."""
+"""The backend: a NIR graph as a module that carries its state as Norse's do, and what its neurons spike."""
 
 from __future__ import annotations
 
-import operator
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import fx
 
-from bridge.graph import IntegrateFire
+from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
-from exporters.base import Availability, check_input, probe
-from exporters.torch_module import build
 
 if TYPE_CHECKING:
     from exporters.norse.neuron import SoftResetIAFCell
@@ -47,7 +44,9 @@ class Norse:
             return probe({"norse.torch": "norse"}, 'pip install "norse>=1.1.0"')
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
-        return _with_state(build(from_nir(graph), nn, _neuron, "NorseNetwork"))
+        from exporters.norse.network import build_network
+
+        return build_network(from_nir(graph))
 
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
@@ -68,40 +67,3 @@ class Norse:
                 recorder.readout(readout.cpu().numpy())
         assert recorder is not None  # there is at least one step
         return recorder.finish()
-
-
-def state_of(state: dict[str, Any] | None, layer: str) -> Any:
-    """The state of `layer`, or None at the first step."""
-    return None if state is None else state[layer]
-
-
-def _with_state(network: fx.GraphModule) -> fx.GraphModule:
-    """Make `network` hand each cell its state of the last step, and return the states beside the readout."""
-    from exporters.norse.neuron import SoftResetIAFCell
-
-    calls = network.graph
-    placeholder, *others = calls.nodes
-    with calls.inserting_after(placeholder):
-        before = calls.placeholder("state", default_value=None)
-    after: dict[str, fx.Node] = {}
-    for node in others:
-        if node.op != "call_module" or not isinstance(network.get_submodule(node.target), SoftResetIAFCell):
-            continue
-        layer, readers = node.target, tuple(node.users)
-        with calls.inserting_before(node):
-            node.args = (*node.args, calls.call_function(state_of, (before, layer)))
-        with calls.inserting_before(node.next):
-            spikes = calls.create_node("call_function", operator.getitem, (node, 0), name=f"{layer}_spikes")
-            after[layer] = calls.create_node("call_function", operator.getitem, (node, 1), name=f"{layer}_state")
-        for reader in readers:
-            reader.replace_input_with(node, spikes)
-    output = others[-1]
-    output.args = ((*output.args, after),)
-    network.recompile()
-    return network
-
-
-def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
-    from exporters.norse.neuron import SoftResetIAFCell
-
-    return SoftResetIAFCell(layer.level, layer.threshold, rank)

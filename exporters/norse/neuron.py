@@ -10,6 +10,13 @@ from norse.torch.module.snn import SNNCell
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bridge.graph import IntegrateFire
+
+
+def neuron_of(layer: IntegrateFire, rank: int) -> nn.Module:
+    """The neurons of `layer`, whose signals have `rank` dimensions."""
+    return SoftResetIAFCell(layer.level, layer.threshold, rank)
+
 
 class SoftResetIAFParameters(nn.Module):
     """Parameters of a channel each, ``[C, 1, ...]``: `v_th`, which a potential must exceed to fire, and `theta`, which

@@ -8,9 +8,9 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
-from exporters.base import Availability, probe
 from exporters.onnx_runtime.models import check
 from exporters.onnx_runtime.names import MEMBRANES, READOUT, SPIKES
 from exporters.onnx_runtime.network import OnnxNetwork

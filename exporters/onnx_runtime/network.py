@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.files import replacing
+from bridge.backends.protocol import check_input
 from bridge.converters.onnx_files.writer import require_onnx
 from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
-from exporters.base import check_input
 from exporters.onnx_runtime.models import one_step, over_time
 from exporters.onnx_runtime.names import NEXT, OUTPUT, POTENTIAL, READOUT, STEPS, X, unambiguous
 

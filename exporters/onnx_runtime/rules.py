@@ -26,8 +26,7 @@ from bridge.graph import (
     Shape,
     SumPool2d,
 )
-from bridge.graph.ranges import ranges
-from bridge.simulate.engine.kernels import exact_in_int8, small
+from bridge.graph.ranges import exact_in_int8, ranges, small
 from exporters.onnx_runtime.names import BYTES, FIRED, INPUT_BYTES, MEMBRANE, NEXT, POTENTIAL, SUMS, SUMS_INT32, TAKEN
 
 MANY = 1024

@@ -1,4 +1,4 @@
-"""Rockpool: its own ``LinearTorch`` and a subclass of its own ``LIFNeuronTorch`` without leak."""
+"""The backend: a NIR graph as a module of Rockpool's, and what its neurons spike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
-from exporters.base import Availability, check_input, probe
 
 if TYPE_CHECKING:
     from exporters.rockpool.network import RockpoolNetwork

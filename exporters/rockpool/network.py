@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import rockpool.parameters as rp
-import torch
 import torch.nn.functional as F
-from rockpool.nn.modules import LIFNeuronTorch, LinearTorch, TorchModule
-from rockpool.nn.modules.torch.lif_neuron_torch import StepPWL
+from rockpool.nn.modules import LinearTorch, TorchModule
 from torch import Tensor
 
 from bridge.errors import GraphError
@@ -38,6 +36,7 @@ from bridge.graph import (
     SumPool2d,
 )
 from bridge.simulate.ops import tensor
+from exporters.rockpool.neuron import SoftResetIF
 
 
 class RockpoolNetwork(TorchModule):  # type: ignore[misc]
@@ -95,31 +94,6 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
         output, state, kept = super().evolve(input_data, record)
         self._record_dict = {}  # nothing of this call stays with the network
         return output, state, kept
-
-
-class SoftResetIF(LIFNeuronTorch):  # type: ignore[misc]
-    """``u += I;  s = [u ≥ level];  u −= threshold · s``, u(0) = 0; `level` > 0 and `threshold` are ``[N]``.
-
-    Rockpool's neuron integrates, fires on ≥ and resets by subtraction, in this order. What is changed: an infinite
-    time constant, so that its decay exp(−dt / τ) is exactly 1; one spike a step at most, where it would fire
-    floor(u / threshold) times; and its ``spike_generation_fn`` is given the level in place of the threshold.
-    """
-
-    def __init__(self, level: Array, threshold: Array) -> None:
-        super().__init__(
-            shape=len(level),
-            tau_mem=rp.Constant(torch.tensor(torch.inf)),
-            threshold=rp.Constant(tensor(threshold)),
-            bias=rp.Constant(torch.tensor(0.0)),
-            max_spikes_per_dt=1,
-        )
-        self.level = rp.SimulationParameter(tensor(level))
-        self.spike_generation_fn = self.fire
-
-    def fire(self, vmem: Tensor, threshold: Tensor, window: Tensor, most: Tensor) -> Tensor:
-        """Spikes 0/1 of the potentials `vmem`, with Rockpool's surrogate gradient."""
-        fired: Tensor = StepPWL.apply(vmem, self.level, window, most)
-        return fired
 
 
 class Convolution(TorchModule):  # type: ignore[misc]
@@ -183,8 +157,7 @@ def _(layer: Linear, shape: Shape) -> TorchModule:
     return LinearTorch(size, weight=tensor(layer.weight).T, bias=tensor(layer.bias), has_bias=True)
 
 
-@_module.register(Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
-@_module.register(Conv2d)
+@_module.register
 def _(layer: Conv1d | Conv2d, shape: Shape) -> TorchModule:
     return Convolution(layer, shape)
 

@@ -1,8 +1,7 @@
-"""Sinabs: torch's own layers and Sinabs' own ``IAFSqueeze``, which as configured here is exactly the neuron."""
+"""The backend: a NIR graph as a module of torch's and Sinabs' layers, and what its neurons spike."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import nir
@@ -11,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from bridge.graph import IntegrateFire
+from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
-from bridge.simulate.ops import tensor
-from exporters.base import Availability, probe
 from exporters.torch_module import build, run
 
 # What Sinabs declares it needs includes nir <= 1.0.4 and the drivers of its chips; importing it needs neither.
@@ -38,8 +35,10 @@ class Sinabs:
         return probe({"sinabs.layers": "sinabs"}, INSTALL)
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        from exporters.sinabs.neuron import neuron_of
+
         # Sinabs' own SumPool2d is no sum in floating point: torch.nn.LPPool2d multiplies an average.
-        return build(from_nir(graph), nn, _neuron, "SinabsNetwork")
+        return build(from_nir(graph), nn, neuron_of, "SinabsNetwork")
 
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
@@ -56,40 +55,6 @@ class Sinabs:
         finally:
             for neuron, (neuron.batch_size, neuron.num_timesteps) in sizes.items():
                 _forget(neuron)
-
-
-@dataclass(frozen=True)
-class SubtractPerChannel:
-    """Sinabs' ``MembraneSubtract`` with a value for each channel, ``[C, 1, 1]``, which follows the spikes' device."""
-
-    subtract_value: Tensor
-
-    def __call__(self, spikes: Tensor, state: dict[str, Tensor], threshold: Tensor) -> dict[str, Tensor]:
-        """The `state` behind `spikes`, with the potential lowered where there is one."""
-        return state | {"v_mem": state["v_mem"] - spikes * self.subtract_value.to(spikes)}
-
-
-def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
-    """``u += I;  s = [u − level ≥ 0];  u −= threshold · s``, u(0) = 0: what Sinabs computes, step by step.
-
-    Subtracting never turns a difference's sign in IEEE arithmetic, so the test is u ≥ level for every level. A
-    reset to zero is then the initial state, and there is no preset membrane for it to wipe.
-    """
-    from sinabs.activation import MembraneSubtract, SingleSpike
-    from sinabs.layers import IAFSqueeze
-
-    level, threshold = (_one_or_all(values, rank) for values in (layer.level, layer.threshold))
-    reset: Any = MembraneSubtract(float(threshold)) if threshold.dim() == 0 else SubtractPerChannel(threshold)
-    module: nn.Module = IAFSqueeze(
-        batch_size=1, spike_threshold=level, spike_fn=SingleSpike, reset_fn=reset, min_v_mem=None
-    )
-    return module
-
-
-def _one_or_all(values: NDArray[np.floating], rank: int) -> Tensor:
-    """``[]`` where all channels share one value, else ``[C, 1, ...]`` to broadcast over signals of that `rank`."""
-    every = tensor(values).clone()
-    return every[0] if bool((every == every[0]).all()) else every.reshape(-1, *[1] * (rank - 1))
 
 
 def _forget(neuron: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""snnTorch: torch's own layers and a subclass of snnTorch's own ``Leaky`` without leak."""
+"""The backend: a NIR graph as a module of torch's layers and snnTorch's neurons, and what these spike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from bridge.graph import IntegrateFire
+from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
-from exporters.base import Availability, probe
 from exporters.torch_module import build, run
 
 
@@ -29,7 +28,9 @@ class SnnTorch:
         return probe({"snntorch": "snntorch"}, 'pip install "snntorch>=1.0.0"')
 
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
-        return build(from_nir(graph), nn, _neuron, "SnnTorchNetwork")
+        from exporters.snntorch.neuron import neuron_of
+
+        return build(from_nir(graph), nn, neuron_of, "SnnTorchNetwork")
 
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
@@ -51,9 +52,3 @@ class SnnTorch:
 
 def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
     return cast(Tensor, neuron.mem) + cast(Tensor, neuron.threshold) * spikes
-
-
-def _neuron(layer: IntegrateFire, rank: int) -> nn.Module:
-    from exporters.snntorch.neuron import SoftResetIF
-
-    return SoftResetIF(layer.level, layer.threshold, rank)

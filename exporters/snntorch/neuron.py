@@ -6,7 +6,14 @@ import numpy as np
 import snntorch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from bridge.graph import IntegrateFire
+
+
+def neuron_of(layer: IntegrateFire, rank: int) -> nn.Module:
+    """The neurons of `layer`, whose signals have `rank` dimensions."""
+    return SoftResetIF(layer.level, layer.threshold, rank)
 
 
 class SoftResetIF(snntorch.Leaky):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Spyx: layers of Flax's NNX, as Spyx's users write them, and a subclass of Spyx's own ``IF``."""
+"""The backend: a NIR graph as a module of NNX's and Spyx's layers, and what its neurons spike."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
-from exporters.base import Availability, check_input, probe
 
 if TYPE_CHECKING:
     from exporters.spyx.network import SpyxNetwork

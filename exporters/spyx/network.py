@@ -168,8 +168,7 @@ def _(layer: layers.Linear, shape: Shape) -> Module:
     return nnx.Linear(in_features, out_features, **_parameters(layer))
 
 
-@_module.register(layers.Conv1d)  # two, not Conv1d | Conv2d, for Python 3.10
-@_module.register(layers.Conv2d)
+@_module.register
 def _(layer: layers.Conv1d | layers.Conv2d, shape: Shape) -> Module:
     out_channels, per_group, *kernel = layer.weight.shape
     return nnx.Conv(

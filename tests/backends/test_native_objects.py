@@ -115,7 +115,7 @@ def test_a_name_that_no_torch_module_can_have(name):
 def test_levels_that_spikingjelly_can_fire_at_exactly():
     """Every float32 beside the level is tried against the node's own rounded test."""
     require("spikingjelly")
-    from exporters.spikingjelly import offset_for
+    from exporters.spikingjelly.neuron import offset_for
 
     level = np.array([0.5, 0.75, 0.625, 0.9], np.float32)
     offset = offset_for(level, np.ones_like(level), "act")

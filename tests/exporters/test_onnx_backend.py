@@ -22,7 +22,8 @@ from bridge import GraphError, InputError
 from bridge.graph import BatchNorm, Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, SumPool2d
 from bridge.nir_graph import to_nir
 from bridge.simulate.reference import simulate
-from exporters.onnx_runtime import OnnxNetwork, OnnxRuntime, backend
+from exporters.onnx_runtime import OnnxRuntime, backend
+from exporters.onnx_runtime.network import OnnxNetwork
 
 STEPS = 5
 

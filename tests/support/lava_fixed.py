@@ -181,8 +181,8 @@ def plain_run(graph: LayerGraph, x: NDArray[Any], steps: int) -> tuple[dict[str,
             else:
                 values[layer.name] = plain_layer(layer, *inputs)
         readout.append(values[graph.output.name])
-    fired_by_layer, held_by_layer = ({name: np.stack(rows) for name, rows in kept.items()} for kept in (spikes, membranes))
-    return fired_by_layer, held_by_layer, np.stack(readout)
+    fired, held = ({name: np.stack(rows) for name, rows in kept.items()} for kept in (spikes, membranes))
+    return fired, held, np.stack(readout)
 
 
 def expect_equal(record: SpikeRecord, graph: LayerGraph, x: NDArray[np.float32], steps: int) -> None:

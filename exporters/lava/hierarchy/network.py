@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lava.proc.dense.models  # noqa: F401  (a missing dependency of Dense would else show only when Lava compiles)
 import numpy as np
@@ -25,10 +25,8 @@ from bridge import graph as layers
 from bridge.graph.loihi_registers import UNIT
 from exporters.lava.layout import Layout
 from exporters.lava.lowering import Float64, Synapse
+from exporters.lava.plan import LavaPlan
 from exporters.lava.processes import Delay, IntegrateFire, Readout, TorchConv, TorchDense
-
-if TYPE_CHECKING:
-    from exporters.lava.network import LavaNetwork
 
 SPIKE_BITS = 0  # Dense and Conv read a plain spike
 GRADED_BITS = 24  # …or a value, such as a pixel or a sum of spikes; what Loihi 2's graded spikes carry at most
@@ -57,7 +55,7 @@ class NetworkProcess(AbstractProcess):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        plan: LavaNetwork,
+        plan: LavaPlan,
         interval: int,
         lanes: int = 1,
         currents: Mapping[str, Float64],
@@ -106,7 +104,7 @@ class _Wiring:
     def __init__(self, proc: NetworkProcess) -> None:
         self.proc = proc
         self.parts: list[AbstractProcess] = []
-        self.plan: LavaNetwork = proc.proc_params["plan"]
+        self.plan: LavaPlan = proc.proc_params["plan"]
         self.interval: int = proc.proc_params["interval"]
         self.lanes: int = proc.proc_params["lanes"]
         self.currents: Mapping[str, Float64] = proc.proc_params["currents"]
