@@ -1,6 +1,6 @@
 """The table of docs/loihi.md: handwritten digits in whole numbers, by scheme and bits.
 
-python benchmarks/quantized_digits.py --out docs/results/quantized_digits.json     # a minute on two cores; prints Markdown
+python benchmarks/quantized_digits.py --out docs/results/quantized_digits.json    # a minute; prints Markdown
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,27 +39,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import (
+    ANN,
+    CONTENDERS,
+    FLOAT32,
+    INT8,
+    MEMORY_BATCH,
+    SUBJECTS,
+    MissingError,
+    Networks,
+    Run,
+    contenders,
+    networks,
+)
+from simulation_page import page
 from torch import Tensor, nn
 
 import bridge
-from bridge import registry
 from bridge._util.progress import progress
-from bridge.errors import BackendError
 from bridge.graph import IntegrateFire
 from bridge.network import SpikingNetwork
 from bridge.prepare.qcfs import QCFS
 from bridge.records import SpikeRecord, differing
 from bridge.simulate.engine.kernels import has_int8
 from bridge.simulate.reference import simulate
-from bridge.zoo import resnet20, vgg16
-from bridge.zoo.digits import digits_model
 
 DOCS = Path(__file__).parent.parent / "docs"
-LEVELS = 4
 STEPS, BATCHES, ROUNDS, LIMIT = (1, 4, 8, 32), (1, 32), 5, 30.0
 PARTS = ("speed", "memory", "conversion")
 CHECK_IMAGES, CHECK_STEPS = 2, 4
-MEMORY_BATCH, MEMORY_STEPS = 32, (8, 16, 32)
+MEMORY_STEPS = (8, 16, 32)
 LAVA_CASE = ("digits", 8, 32)
 """Lava's stock processes take minutes for anything larger."""
 SHORT, MOST_CALLS = 0.05, 200
@@ -69,264 +77,14 @@ SHORT, MOST_CALLS = 0.05, 200
 REST = 0.1
 """Seconds between two contenders: threads of the one before spin for a while, waiting for more to do."""
 
-INT8, FLOAT32 = "engine, int8", "engine, float32"
-ANN = "T × ANN"
-VIA_BACKEND = ("lava-fixed",)
-"""These run through their backend's own `run`, which also records every spike."""
 PACKAGES = ("torch", "numpy", "numba", "spikingjelly", "snntorch", "sinabs", "onnxruntime", "lava-nc")
 
-Run = Callable[[int, int], Any]
-"""Simulates so many steps of so many images: ``run(steps, batch)`` gives the mean outputs ``[B, ...]``."""
 Past = dict[str, list[tuple[int, float]]]
 """By contender, how much work (T times images) took how many seconds, in the order in which it was measured."""
 
 
-class MissingError(Exception):
-    """A contender, or a network, that cannot take part; the message says why."""
-
-
 class WrongSpikesError(Exception):
     """The engine's int8 spikes are not the reference's: its speed is worth nothing."""
-
-
-# --- networks
-
-
-def resnet34() -> nn.Module:
-    """torchvision's: the zoo's, without pools at its start, has sums over 28×28 pixels, too wide for 8-bit weights."""
-    try:
-        from torchvision_table import torchvision_models
-
-        models = torchvision_models()
-    except ImportError as error:
-        raise MissingError("torchvision is not installed") from error
-    return bridge.replace_activations(models.resnet34(weights=None), levels=LEVELS, max_pool="avg")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to simulate; `images` are how many set its batch norms and its whole numbers."""
-
-    title: str
-    make: Callable[[], nn.Module]
-    shape: tuple[int, int, int]
-    images: int
-
-
-SUBJECTS = {
-    "digits": Subject("digits CNN, 8×8", digits_model, (1, 8, 8), 32),
-    "resnet20": Subject("ResNet-20, 32×32", partial(resnet20, levels=LEVELS), (3, 32, 32), 32),
-    "vgg16": Subject("VGG-16, 32×32", partial(vgg16, levels=LEVELS), (3, 32, 32), 32),
-    "resnet34": Subject("ResNet-34, 224×224", resnet34, (3, 224, 224), 8),
-}
-
-
-@dataclass(frozen=True)
-class Networks:
-    """One network in its three forms, and images for it: `pixels` 0…255, `images` the same as the ANN takes them."""
-
-    model: nn.Module
-    floating: SpikingNetwork
-    whole: SpikingNetwork
-    pixels: Tensor
-    images: Tensor
-
-    def save(self, folder: Path) -> None:
-        torch.save((self.model.state_dict(), self.pixels), folder / "model.pt")
-        self.floating.save(folder / "float.nir")
-        self.whole.save(folder / "whole.nir")
-
-    @staticmethod
-    def load(subject: Subject, folder: Path) -> Networks:
-        state, pixels = torch.load(folder / "model.pt")
-        model = subject.make().eval()
-        model.load_state_dict(state)
-        floating, whole = bridge.load(folder / "float.nir"), bridge.load(folder / "whole.nir")
-        return Networks(model, floating, whole, pixels, pixels / 255)
-
-
-def networks(subject: Subject, batch: int) -> Networks:
-    """The network with random weights, settled, converted and quantized; `batch` images to run it on."""
-    torch.manual_seed(0)
-    model = subject.make()
-    pixels = torch.randint(0, 256, (max(batch, subject.images), *subject.shape)).float()
-    few = pixels[: subject.images] / 255
-    settle(model, few)
-    channels = subject.shape[0]
-    floating = bridge.convert(model, few[:1])
-    whole = floating.quantize(
-        8, calibration=few, scheme="per_channel", normalisation=([0.0] * channels, [1.0] * channels)
-    )
-    return Networks(model, floating, whole, pixels, pixels / 255)
-
-
-def settle(model: nn.Module, x: Tensor) -> None:
-    """Scale the weights of `model` so that signals keep their size, and set batch norm's statistics on images `x`.
-
-    Without it they die out on the way, and a network in which nothing fires is simulated in no time.
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                spread = 1.4 / math.sqrt(module.weight[0].numel())
-                module.weight.copy_(torch.randn(module.weight.shape) * spread)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the mean over all passes
-        model.train()
-        for _ in range(3):
-            model(x)
-    model.eval()
-
-
-# --- contenders
-
-
-def engine_int8(subject: Networks) -> Run:
-    return lambda steps, batch: subject.whole.simulate(subject.pixels[:batch], steps).outputs[-1]
-
-
-def engine_float32(subject: Networks) -> Run:
-    return lambda steps, batch: subject.floating.simulate(subject.images[:batch], steps).outputs[-1]
-
-
-def spikingjelly_single(subject: Networks) -> Run:
-    native = _exported("spikingjelly", subject.floating)
-    from spikingjelly.activation_based import functional
-
-    @torch.inference_mode()
-    def run(steps: int, batch: int) -> Tensor:
-        x = subject.images[:batch]
-        functional.reset_net(native)
-        return sum(native(x) for _ in range(steps)) / steps
-
-    return run
-
-
-def spikingjelly_multi(subject: Networks) -> Run:
-    native = _exported("spikingjelly", subject.floating)
-    from spikingjelly.activation_based import functional
-
-    functional.set_step_mode(native, "m")
-
-    @torch.inference_mode()
-    def run(steps: int, batch: int) -> Tensor:
-        x = subject.images[:batch]
-        functional.reset_net(native)
-        return native(x.unsqueeze(0).repeat(steps, *[1] * x.dim())).mean(dim=0)
-
-    return run
-
-
-def snntorch(subject: Networks) -> Run:
-    try:
-        import snntorch as framework
-        from snntorch import utils
-    except ImportError as error:
-        raise MissingError("not installed") from error
-    # utils.reset resets every neuron of the process: without this, those of networks measured before, too
-    framework.SpikingNeuron.instances.clear()
-    native = _exported("snntorch", subject.floating)
-
-    @torch.inference_mode()
-    def run(steps: int, batch: int) -> Tensor:
-        x = subject.images[:batch]
-        utils.reset(native)
-        return sum(native(x) for _ in range(steps)) / steps
-
-    return run
-
-
-def sinabs(subject: Networks) -> Run:
-    """Sinabs' own neuron, which fires once a step and takes off more than its threshold: no state to begin with."""
-    try:
-        import sinabs as framework
-        from sinabs import activation, layers
-    except ImportError as error:
-        raise MissingError("not installed") from error
-    from exporters.torch_module import build
-
-    def neuron(layer: IntegrateFire, rank: int) -> nn.Module:
-        return layers.IAFSqueeze(
-            batch_size=1,
-            spike_threshold=torch.tensor(float(layer.level[0])),
-            spike_fn=activation.SingleSpike,
-            reset_fn=activation.MembraneSubtract(subtract_value=float(layer.threshold[0])),
-            min_v_mem=None,
-        )
-
-    native = build(subject.floating.graph, nn, neuron, "SinabsNetwork")
-
-    @torch.inference_mode()
-    def run(steps: int, batch: int) -> Tensor:
-        framework.set_batch_size(native, batch)
-        framework.reset_states(native)
-        rows = native(subject.images[:batch].repeat_interleave(steps, dim=0))
-        return rows.reshape(batch, steps, -1).mean(dim=1)
-
-    return run
-
-
-def onnx_runtime(subject: Networks) -> Run:
-    native, x = _exported("onnxruntime", subject.floating), subject.images.numpy()
-    return lambda steps, batch: native(x[:batch], steps)
-
-
-def lava_fixed(subject: Networks) -> Run:
-    try:
-        registry.usable("lava-fixed")
-    except BackendError as error:
-        raise MissingError("not installed") from error
-    from exporters.lava import LavaFixed
-
-    backend = LavaFixed(synapses="stock")
-    native = backend.export(subject.whole.to_nir())
-    x = subject.pixels.numpy()
-    return lambda steps, batch: backend.run(native, x[:batch], steps).outputs()[-1]
-
-
-def one_pass(subject: Networks) -> Run:
-    """One pass of the ANN, to be multiplied by T."""
-
-    @torch.inference_mode()
-    def run(steps: int, batch: int) -> Tensor:
-        return subject.model(subject.images[:batch])
-
-    return run
-
-
-def _exported(name: str, network: SpikingNetwork) -> Any:
-    try:
-        return registry.usable(name).export(network.to_nir())
-    except BackendError as error:
-        raise MissingError("not installed") from error
-
-
-CONTENDERS: dict[str, Callable[[Networks], Run]] = {
-    INT8: engine_int8,
-    FLOAT32: engine_float32,
-    "SpikingJelly, single-step": spikingjelly_single,
-    "SpikingJelly, multi-step": spikingjelly_multi,
-    "snnTorch": snntorch,
-    "Sinabs": sinabs,
-    "ONNX Runtime": onnx_runtime,
-    "lava-fixed": lava_fixed,
-    ANN: one_pass,
-}
-
-
-def contenders(subject: Networks, *, lava: bool) -> tuple[dict[str, Run], dict[str, str]]:
-    """Those that can take part, made ready, and why each of the others cannot."""
-    runs: dict[str, Run] = {}
-    skipped: dict[str, str] = {}
-    for name, make in CONTENDERS.items():
-        if name == "lava-fixed" and not lava:
-            skipped[name] = "runs with --lava only"
-            continue
-        try:
-            runs[name] = make(subject)
-        except MissingError as error:
-            skipped[name] = str(error)
-    return runs, skipped
 
 
 # --- right before fast
@@ -645,146 +403,6 @@ def subject_results(key: str, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def short(value: float) -> str:
-    """`value` to three digits, and all before the point."""
-    decimals = 0 if value <= 0 else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:,.{decimals}f}"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; all columns but the first to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def speed_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Images a second, a row a contender, a column a T, of cases with the same batch."""
-    cases = sorted(cases, key=lambda case: case["steps"])
-    rows = []
-    for name in CONTENDERS:
-        if any(name in case["seconds"] or name in case["left_out"] for case in cases):
-            rows.append([name, *(_speed_cell(case["images_per_second"].get(name)) for case in cases)])
-    return grid(["images/s", *(f"T = {case['steps']}" for case in cases)], rows)
-
-
-def _speed_cell(figures: Mapping[str, float] | None) -> str:
-    if figures is None:
-        return "—"
-    return f"{short(figures['median'])} ({short(figures['low'])}–{short(figures['high'])})"
-
-
-def ratio_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many times as fast the engine is as each other, int8 and float32, of cases with the same batch."""
-    cases = sorted(cases, key=lambda case: case["steps"])
-    rows = []
-    for name in CONTENDERS:
-        if any(name in found for case in cases for found in case["ratios"].values()):
-            rows.append([name, *(_ratio_cell(case, engine, name) for case in cases for engine in (INT8, FLOAT32))])
-    head = ["faster than", *(f"T = {case['steps']}, {kind}" for case in cases for kind in ("int8", "float32"))]
-    return grid(head, rows)
-
-
-def _ratio_cell(case: Mapping[str, Any], engine: str, other: str) -> str:
-    if engine == other:
-        return ""
-    ratio = case["ratios"].get(engine, {}).get(other)
-    return "—" if ratio is None else f"{short(ratio)} ×"
-
-
-def memory_table(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """MiB of one run of `MEMORY_BATCH` images, a row a contender, a column a T."""
-    steps = sorted({int(step) for row in figures.values() for step in row})
-    rows = [
-        [name, *(short(row[str(step)]) if str(step) in row else "—" for step in steps)] for name, row in figures.items()
-    ]
-    return grid(["MiB", *(f"T = {step}" for step in steps)], rows)
-
-
-def conversion_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Seconds by network and by what is done."""
-    measured = {key: row for key, row in results.items() if row.get("conversion_seconds")}
-    jobs = dict.fromkeys(job for row in measured.values() for job in row["conversion_seconds"])
-    rows = []
-    for row in measured.values():
-        times = row["conversion_seconds"]
-        cells = [
-            f"{short(statistics.median(times[job]))} ({short(min(times[job]))}–{short(max(times[job]))})"
-            if job in times
-            else "—"
-            for job in jobs
-        ]
-        rows.append([row["title"], *cells])
-    return grid(["seconds", *jobs], rows)
-
-
-def page(results: Mapping[str, Any]) -> str:
-    """All results as Markdown."""
-    facts, settings = results["machine"], results["settings"]
-    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-    lines = [
-        "Made by `benchmarks/simulation.py`: random weights, float32 and 8-bit whole numbers. Median and lowest to",
-        f"highest of {settings['rounds']} rounds, in each of which all were timed in turn. {facts['date']}, "
-        f"{facts['threads']} threads,",
-        f"{facts['cpu capability']}, int8 operators {'used' if facts['int8 operators'] else 'missing'}, numba "
-        f"{'used' if facts['numba'] else 'missing'}. {versions}.",
-        "",
-    ]
-    for row in results["networks"].values():
-        lines += [f"## {row['title']}", "", check_line(row), ""]
-        for batch in sorted({case["batch"] for case in row["cases"]}):
-            cases = [case for case in row["cases"] if case["batch"] == batch]
-            plural = "image" if batch == 1 else "images"
-            lines += [f"### {batch} {plural} at a time", "", *speed_table(cases), ""]
-            lines += ["How many times as fast the engine is, in int8 and in float32:", "", *ratio_table(cases), ""]
-        if row.get("memory_mib"):
-            lines += [f"### Peak memory of one run of {MEMORY_BATCH} images", "", *memory_table(row["memory_mib"]), ""]
-    if any(row.get("conversion_seconds") for row in results["networks"].values()):
-        lines += ["## Conversion", "", *conversion_table(results["networks"]), ""]
-    return "\n".join([*lines, *footnotes(results)]) + "\n"
-
-
-def check_line(row: Mapping[str, Any]) -> str:
-    """What was compared before anything was timed."""
-    done = row["check"]
-    ties = ""
-    if done["of these by themselves"]:
-        ties = (
-            f", which follow from {done['of these by themselves']} at most "
-            f"{done['largest distance from the level']:.1g} from the level"
-        )
-    return (
-        f"{row['parameters'] / 1e6:.2f} M weights, {row['neurons']:,} neurons, mean rate {done['mean rate']:.3f}. Of "
-        f"{done['spikes compared']:,} spikes and silences, {done['int8 spikes that differ']:,} differ from the "
-        f"reference's in int8 and {done['float spikes that differ']:,} in float32{ties}."
-    )
-
-
-def footnotes(results: Mapping[str, Any]) -> list[str]:
-    """What the marks mean, and who is not there."""
-    rows = results["networks"].values()
-    taking_part = {name for row in rows for case in row["cases"] for name in case["seconds"]}
-    lines = []
-    if any(case["left_out"] for row in rows for case in row["cases"]):
-        lines.append(
-            f"- —: left out, since one run takes, or would take, more than {results['settings']['limit']:g} s."
-        )
-    for name in VIA_BACKEND:
-        if name in taking_part:
-            lines.append(f"- {name} runs through its backend's `run`, which records every spike.")
-    if ANN in taking_part:
-        lines.append(f"- {ANN}: T times the time of one pass of the torch model.")
-    skipped = {name: reason for row in rows for name, reason in row["skipped"].items() if name not in taking_part}
-    skipped |= results["missing"]
-    lines += [f"- {name} is not in the tables: {reason}." for name, reason in skipped.items()]
-    if any(row.get("memory_mib") for row in rows):
-        lines.append(
-            "- Memory: beyond what the process held after a first run of one image, so without weights and programs."
-        )
-    if any(row.get("conversion_seconds") for row in rows):
-        lines.append("- ann2snn (SpikingJelly) takes no QCFS: it converts the same network with ReLU in its place.")
-    return lines
-
-
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -796,7 +414,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="default: all")
     parser.add_argument("--lava", action="store_true", help="also Lava's stock processes, on digits: takes minutes")
     parser.add_argument(
-        "--out", type=Path, nargs="?", const=DOCS / "results" / "speed.json", help="write JSON; by default to docs/results/speed.json"
+        "--out",
+        type=Path,
+        nargs="?",
+        const=DOCS / "results" / "speed.json",
+        help="write JSON; by default to docs/results/speed.json",
     )
     parser.add_argument(
         "--markdown",

@@ -2,8 +2,9 @@
 
     python benchmarks/torchvision_table.py [NAME ...]
 
-Random weights, batch-norm statistics and λ fitted on random images, T = 4. Results are kept in docs/results/torchvision.json as
-they come; models that are in it already are not run again (delete their entries to do so).
+Random weights, batch-norm statistics and λ fitted on random images, T = 4. Results are kept in
+docs/results/torchvision.json as they come; models that are in it already are not run again (delete their entries to do
+so).
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import SUBJECTS, networks
 from lava_speed import seconds
-from simulation import SUBJECTS, networks
 
 import bridge.simulate.engine.engine
 from bridge.graph import Affine, Conv1d, Conv2d, LayerGraph

@@ -2,8 +2,8 @@
 
     python docs/draw_architecture.py
 
-The rows of the picture are the layers that import-linter keeps (pyproject.toml). An arrow goes from a room to one that it
-imports; arrows that follow from others are left out.
+The rows of the picture are the layers that import-linter keeps (pyproject.toml). An arrow goes from a room to one that
+it imports; arrows that follow from others are left out.
 """
 
 from __future__ import annotations

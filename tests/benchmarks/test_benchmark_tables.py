@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import contenders
 import numpy as np
 import pytest
 import simulation
-from simulation import ANN, FLOAT32, INT8
+import simulation_page
+from contenders import ANN, FLOAT32, INT8
 from support.backends import require
 
 from bridge.simulate.reference import simulate
@@ -20,7 +22,7 @@ SECONDS = {INT8: [1.0, 2.0, 4.0], FLOAT32: [2.0, 2.0, 2.0], "snnTorch": [8.0, 10
 
 @pytest.fixture(scope="module")
 def digits():
-    return simulation.networks(simulation.SUBJECTS["digits"], 2)
+    return contenders.networks(contenders.SUBJECTS["digits"], 2)
 
 
 def entry(steps, batch, seconds=SECONDS, left_out=()):
@@ -119,12 +121,12 @@ def test_cases_come_in_order_of_work(monkeypatch):
     [(0, "0"), (0.01234, "0.0123"), (0.5, "0.500"), (1.2345, "1.23"), (99.44, "99.4"), (1234.6, "1,235")],
 )
 def test_three_digits(value, text):
-    assert simulation.short(value) == text
+    assert simulation_page.short(value) == text
 
 
 def test_speed_table():
     slow = entry(8, 4, {INT8: [2.0, 1.0, 4.0]}, {FLOAT32: "about 40 s a run", "snnTorch": "41 s a run"})
-    assert simulation.speed_table([slow, entry(1, 4)]) == [
+    assert simulation_page.speed_table([slow, entry(1, 4)]) == [
         "| images/s | T = 1 | T = 8 |",
         "| --- | ---: | ---: |",
         f"| {INT8} | 2.00 (1.00–4.00) | 2.00 (1.00–4.00) |",
@@ -134,7 +136,7 @@ def test_speed_table():
 
 
 def test_ratio_table():
-    assert simulation.ratio_table([entry(1, 4)]) == [
+    assert simulation_page.ratio_table([entry(1, 4)]) == [
         "| faster than | T = 1, int8 | T = 1, float32 |",
         "| --- | ---: | ---: |",
         f"| {INT8} |  | 1.00 × |",
@@ -144,7 +146,7 @@ def test_ratio_table():
 
 
 def test_memory_table():
-    assert simulation.memory_table({INT8: {"8": 25.51, "32": 56.9}, "snnTorch": {"8": 109.4}}) == [
+    assert simulation_page.memory_table({INT8: {"8": 25.51, "32": 56.9}, "snnTorch": {"8": 109.4}}) == [
         "| MiB | T = 8 | T = 32 |",
         "| --- | ---: | ---: |",
         f"| {INT8} | 25.5 | 56.9 |",
@@ -158,7 +160,7 @@ def test_conversion_table():
         "other": {"title": "Other", "conversion_seconds": {"convert": [2.0]}},
         "none": {"title": "None"},
     }
-    assert simulation.conversion_table(rows) == [
+    assert simulation_page.conversion_table(rows) == [
         "| seconds | convert | read |",
         "| --- | ---: | ---: |",
         "| One | 0.200 (0.100–0.300) | 1.00 (1.00–1.00) |",
@@ -167,7 +169,7 @@ def test_conversion_table():
 
 
 def test_page_has_every_part_and_says_what_is_missing():
-    page = simulation.page(
+    page = simulation_page.page(
         results(
             entry(1, 1),
             entry(1, 32, {INT8: [1.0]}, {FLOAT32: "31 s a run"}),
@@ -190,7 +192,7 @@ def test_page_has_every_part_and_says_what_is_missing():
     ):
         assert text in page
     assert ANN not in page
-    alone = simulation.page(results(entry(1, 1)))
+    alone = simulation_page.page(results(entry(1, 1)))
     assert "left out" not in alone
     assert "Conversion" not in alone
     assert "memory" not in alone.lower()
@@ -235,9 +237,9 @@ def test_wrong_spikes_are_not_timed(digits):
 
 def test_networks_come_back_from_files(digits, tmp_path):
     digits.save(tmp_path)
-    again = simulation.Networks.load(simulation.SUBJECTS["digits"], tmp_path)
+    again = contenders.Networks.load(contenders.SUBJECTS["digits"], tmp_path)
     for name in (INT8, FLOAT32, ANN):
-        make = simulation.CONTENDERS[name]
+        make = contenders.CONTENDERS[name]
         np.testing.assert_array_equal(np.asarray(make(again)(2, 2)), np.asarray(make(digits)(2, 2)))
 
 
@@ -256,7 +258,7 @@ def test_all_of_it_on_a_small_network(tmp_path, capsys):
     (case,) = network["cases"]
     expected = {INT8, FLOAT32, "SpikingJelly, single-step", "SpikingJelly, multi-step", "snnTorch", ANN}
     assert expected <= case["seconds"].keys()
-    assert case["seconds"].keys() | network["skipped"].keys() == simulation.CONTENDERS.keys()
+    assert case["seconds"].keys() | network["skipped"].keys() == contenders.CONTENDERS.keys()
     assert all(len(values) == 2 and min(values) > 0 for values in case["seconds"].values())
     assert network["check"]["largest difference of an output"].keys() >= expected - {INT8, ANN}
     assert set(network["conversion_seconds"]) >= {"bridge.convert", "network.save", "bridge.load"}
