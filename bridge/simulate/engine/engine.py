@@ -89,14 +89,14 @@ class Engine:
         self.limits = dict(limits or dict.fromkeys(graph.spiking, float(EXACT) if graph.integer else float("inf")))
         bounds = ranges(graph) if graph.integer else None
         spikes_only: dict[str, bool] = {}
-        self._kernels: dict[str, Kernel] = {}
+        self.kernels: dict[str, Kernel] = {}
         for layer in graph.layers[1:]:
             of_small = all(spikes_only.get(source, False) for source in layer.inputs)
             spikes_only[layer.name] = small(layer, of_small, bounds[layer.name] if bounds else None)
             if self.device.type != "cpu":
-                self._kernels[layer.name] = on_device(layer, self.device)
+                self.kernels[layer.name] = on_device(layer, self.device)
             elif not isinstance(layer, IntegrateFire):
-                self._kernels[layer.name] = kernel(graph, layer, of_small=of_small, bounds=bounds)
+                self.kernels[layer.name] = kernel(graph, layer, of_small=of_small, bounds=bounds)
         self._uses = Counter(source for layer in graph for source in layer.inputs)
         self._stored = {
             layer.name
@@ -105,13 +105,13 @@ class Engine:
         }
         stages = [self._stage(layer) for layer in graph.layers[1:] if layer.name in self._stored]
         self._once = [stage for stage in stages if stage.end.name in graph.constant]
-        self._stages = [stage for stage in stages if stage.end.name not in graph.constant]
-        self._last = {source: stage for stage in self._stages for source in (*stage.sources, stage.skip or "")}
+        self.stages = [stage for stage in stages if stage.end.name not in graph.constant]
+        self._last = {source: stage for stage in self.stages for source in (*stage.sources, stage.skip or "")}
         self._slots = self._assign_slots()
         self._native = native(self.device)
         self._quiet: dict[str, Tensor] = {}
         self._spare: list[_Buffers] = []
-        self._events = events(graph, self.limits) if self.device.type == "cpu" else None
+        self.events = events(graph, self.limits) if self.device.type == "cpu" else None
         self._int8 = graph.integer and has_int8()
         self._neurons = graph.neurons
 
@@ -132,7 +132,7 @@ class Engine:
         """
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         work = self._neurons * len(x) * (1 if patience else min(steps, BLOCK))
-        by_events = self._events
+        by_events = self.events
         if by_events and (by_events.bytes * threads > memory or (self._int8 and work > MOST_EVENTS)):
             by_events = None
         if by_events and work <= ALONE:
@@ -198,7 +198,7 @@ class Engine:
         """Each spiking layer's buffer, a number and its N: shared if one layer is last heard before the other fires."""
         slots: dict[str, tuple[int, int]] = {}
         free: dict[int, list[int]] = {}
-        for stage in self._stages:
+        for stage in self.stages:
             if isinstance(stage.end, IntegrateFire):
                 waiting = free.setdefault(stage.neurons, [])
                 number = waiting.pop() if waiting else len(set(slots.values()))
@@ -212,9 +212,9 @@ class Engine:
     def _bytes(self, steps: int, patience: int | None) -> int:
         """What one image takes, roughly: spikes and what else is stored, the widest drive, potentials."""
         block = 1 if patience else min(steps, BLOCK)
-        widest = max(stage.width for stage in (*self._stages, *self._once))
+        widest = max(stage.width for stage in (*self.stages, *self._once))
         spikes = sum(neurons for _, neurons in set(self._slots.values()))
-        others = sum(4 * stage.neurons for stage in self._stages if not isinstance(stage.end, IntegrateFire))
+        others = sum(4 * stage.neurons for stage in self.stages if not isinstance(stage.end, IntegrateFire))
         return block * (widest + spikes + others) + 4 * (self.graph.neurons if steps > block else 0)
 
     @torch.inference_mode()
@@ -263,7 +263,7 @@ class Engine:
             buffers = _Buffers(self, buffers.of[0], steps, kept=True, potentials=buffers.potentials)
         values, counts = dict(run.constant), dict[str, Any]()
         images = len(run.active)
-        for stage in self._stages:
+        for stage in self.stages:
             at_once = max(1, max(CACHE, 2 * stage.weights) // (steps * stage.width))
             parts = [(at, min(images, at + at_once)) for at in range(0, images, at_once)]
             name = stage.end.name
@@ -310,7 +310,7 @@ class Engine:
             (source,) = stage.sources
             if not counts[source][start:stop].any():
                 return self._silent(stage, (stop - start) * steps)
-            return self._kernels[stage.drive](values[source][start * steps : stop * steps])
+            return self.kernels[stage.drive](values[source][start * steps : stop * steps])
         if stage.layers and all(source in counts and not counts[source][start:stop].any() for source in stage.sources):
             return self._silent(stage, (stop - start) * steps)
         local: dict[str, Tensor] = {}
@@ -321,7 +321,7 @@ class Engine:
                 rows = values[source][start:stop]
                 local[source] = rows if stage.end.name in constant else rows.repeat_interleave(steps, dim=0)
         for layer in stage.layers:
-            local[layer.name] = self._kernels[layer.name](*(local[source] for source in layer.inputs))
+            local[layer.name] = self.kernels[layer.name](*(local[source] for source in layer.inputs))
         return local[stage.drive]
 
     def _silent(self, stage: _Stage, rows: int) -> Tensor:

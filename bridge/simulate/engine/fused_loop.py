@@ -1,7 +1,8 @@
 """Integrate, fire, reset over all time steps in one pass: the loop that no library of tensors has fused.
 
 With numba (the extra ``fast``) it is compiled once, in about three seconds, and kept on disk; without, torch does the
-same with one operation after another. Both give the same bits: a sum, a comparison and a difference of float32 a step.
+same with one operation after another (`bridge.simulate.neuron`, the specification of this loop). Both give the same
+bits: a sum, a comparison and a difference of float32 a step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bridge.errors import InputError
+from bridge.simulate import neuron
 
 BLOCK = 2048
 """Neurons that are taken through all steps at once: their potentials, levels and thresholds stay in the first cache."""
@@ -22,7 +24,7 @@ BLOCK = 2048
 
 def native(device: torch.device) -> Callable[[Tensor], Any]:
     """What makes of a tensor what `integrate_fire` takes: numpy's array of the same memory, or the tensor itself."""
-    return Tensor.numpy if device.type == "cpu" and _compiled() is not None else lambda x: x
+    return Tensor.numpy if device.type == "cpu" and compiled() is not None else lambda x: x
 
 
 def too_large(layer: str, count: int, limit: float, step: int) -> InputError:
@@ -44,8 +46,7 @@ def integrate_fire(
 ) -> int:
     """Take B images through S time steps, and count the potentials u whose size passed `limit`.
 
-    ``u = v + drive + gain · skip``; it fires, ``s = (u ≥ level)``; ``v = u − threshold · s``. All arrays are what
-    `native` made of tensors.
+    The equations are those of `bridge.simulate.neuron.integrate_fire`; all arrays are what `native` made of tensors.
 
     Args:
         drive: float32 ``[B, S, N]``, or ``[B, 1, N]`` if it is the same at every step.
@@ -57,37 +58,15 @@ def integrate_fire(
         limit: see above.
     """
     if isinstance(drive, Tensor):
-        return _by_torch(drive, skip, potential, vectors, spikes, counts, limit)
+        return neuron.integrate_fire(drive, skip, potential, vectors, spikes, counts, limit)
     skips = skip is not None
     return int(
-        _compiled()(drive, skip if skips else spikes, potential, *vectors, spikes, counts, skips, np.float32(limit))
+        compiled()(drive, skip if skips else spikes, potential, *vectors, spikes, counts, skips, np.float32(limit))
     )
 
 
-def _by_torch(
-    drive: Tensor,
-    skip: Tensor | None,
-    potential: Tensor,
-    vectors: tuple[Tensor, Tensor, Tensor],
-    spikes: Tensor,
-    counts: Tensor,
-    limit: float,
-) -> int:
-    gain, level, threshold = vectors
-    beyond = 0
-    fired = spikes.view(torch.bool)
-    for t in range(spikes.shape[1]):
-        now = drive[:, min(t, drive.shape[1] - 1)]
-        potential += now if skip is None else now + gain * skip[:, t]
-        beyond += int((potential.abs() > limit).sum())
-        torch.ge(potential, level, out=fired[:, t])
-        potential -= threshold * spikes[:, t]
-    torch.sum(spikes, dim=2, dtype=torch.int64, out=counts)
-    return beyond
-
-
 @cache
-def _compiled() -> Any:
+def compiled() -> Any:
     """The loop as machine code; None without numba."""
     try:
         from bridge.simulate.engine.machine_code import outer

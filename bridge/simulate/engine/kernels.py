@@ -33,7 +33,7 @@ def kernel(graph: LayerGraph, layer: Layer, *, of_small: bool, bounds: dict[str,
     if isinstance(layer, SumPool2d) and small(layer, of_small, bounds[layer.name] if bounds else None):
         return _small_sum(layer)
     if isinstance(layer, Affine) and of_small and bounds is not None:
-        packed = _int8(layer, bounds[layer.inputs[0]], bounds[layer.name])
+        packed = int8(layer, bounds[layer.inputs[0]], bounds[layer.name])
         if packed is not None:
             return packed
     if isinstance(layer, Conv2d):
@@ -108,7 +108,7 @@ def _small_sum(layer: SumPool2d) -> Kernel:
     return run
 
 
-def _int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
+def int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
     """OneDNN's int8 arithmetic with float32 output; None where it is missing or would not be exact."""
     if not isinstance(layer, Conv2d | Linear) or not has_int8() or not exact_in_int8(layer, source, output):
         return None
