@@ -25,7 +25,7 @@ from bridge.graph import Affine, Conv1d, Conv2d, LayerGraph
 from bridge.graph.ranges import Range
 from bridge.network import SpikingNetwork, convert
 from bridge.simulate.engine.engine import Engine
-from bridge.simulate.engine.kernels import _convolution, _int8, has_int8
+from bridge.simulate.engine.kernels import _convolution, has_int8, int8
 from bridge.zoo.digits import load_digits, train_digits
 
 STEPS, IMAGES = 8, 16
@@ -44,7 +44,7 @@ def rates() -> dict[str, float]:
             spikes = spikes.contiguous(memory_format=torch.channels_last)
             work = STEPS * channels * channels * 9 * size * size / 1e9
             bound = Range(*(np.array([value]) for value in (0.0, 1.0, 1.0)))
-            ways = {"float32": _convolution(layer, (channels, size, size)), "int8": _int8(layer, bound, bound)}
+            ways = {"float32": _convolution(layer, (channels, size, size)), "int8": int8(layer, bound, bound)}
             for way, kernel in ways.items():
                 if kernel is not None:
                     x = spikes if way == "int8" else spikes.float()
@@ -68,7 +68,7 @@ def multiplications(graph: LayerGraph) -> int:
 def parts(network: SpikingNetwork, x: torch.Tensor) -> dict[str, float]:
     """Seconds of a run of `x` layer by layer: in all, in the layers without state, in the neurons' loop."""
     engine = Engine(network.graph)
-    engine._events = None
+    engine.events = None
     spent = {"layers": 0.0, "neurons": 0.0}
 
     def timed(kind: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ def parts(network: SpikingNetwork, x: torch.Tensor) -> dict[str, float]:
         return run
 
     total = seconds(lambda: engine.run(x, STEPS))
-    engine._kernels = {name: timed("layers", kernel) for name, kernel in engine._kernels.items()}
+    engine.kernels = {name: timed("layers", kernel) for name, kernel in engine.kernels.items()}
     own = bridge.simulate.engine.engine.integrate_fire
     bridge.simulate.engine.engine.integrate_fire = timed("neurons", own)
     try:
@@ -99,9 +99,9 @@ def account(name: str, limits: dict[str, float]) -> list[dict[str, Any]]:
         count = min(IMAGES, 2) if x.shape[-1] > 32 else IMAGES
         x = x[:count]
         runs = {way: parts(network, x)}
-        if (engine := Engine(network.graph))._events:
+        if (engine := Engine(network.graph)).events:
             runs[f"spikes, {way}"] = {
-                "seconds": seconds(lambda engine=engine, x=x: engine._events.run(x.numpy(), STEPS))
+                "seconds": seconds(lambda engine=engine, x=x: engine.events.run(x.numpy(), STEPS))
             }
         work = count * STEPS * multiplications(network.graph) / 1e9
         # A neuron's drive is written and read, its spike written and read; potentials stay in the cache.
