@@ -25,8 +25,11 @@ def backend(request):
     return require(request.param)
 
 
-@pytest.mark.parametrize("name", networks.ALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("mlp", "residual") else pytest.mark.long) for n in networks.ALL]
+)
 def test_exact_and_the_same_again(backend, name):
+    """All other networks run in `test_agreement_with_oracle`; here they are `long`."""
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(3, shape)
     network = bridge.convert(model, x)
@@ -41,7 +44,7 @@ def test_exact_and_the_same_again(backend, name):
 
 
 @pytest.mark.parametrize("name", whole_networks.NETWORKS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_whole_numbers(backend, name, seed):
     graph = whole_networks.NETWORKS[name](seed)
     pixels = whole_networks.images(4, graph.input.shape, seed)
@@ -95,14 +98,22 @@ def test_fires_at_the_level_and_not_just_below(backend):
     np.testing.assert_array_equal(backend.run(native, x, 1).spikes("fire")[0], expected)
 
 
-def test_float_networks_agree_but_for_ties(backend):
+@pytest.fixture(scope="module")
+def float_networks():
+    """One as it was converted and one calibrated, and images for them."""
+    torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1), bridge.QCFS(4), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3), bridge.QCFS(8)),
         *(nn.Flatten(), nn.Linear(8 * 9, 10)),
     )
     x = torch.randn(40, 3, 10, 10)
     network = bridge.convert(model, x)
-    for one in (network, network.calibrate(x, 4)):
+    return (network, network.calibrate(x, 4)), x
+
+
+def test_float_networks_agree_but_for_ties(backend, float_networks):
+    both, x = float_networks
+    for one in both:
         agreement = one.validate(x, 4, [backend])
         assert agreement.agreed
         assert agreement.backends[backend.name].total_differing < 10  # of 170 000

@@ -88,20 +88,17 @@ def test_copies_are_independent(torch_backend, case):
     )
 
 
-@pytest.mark.parametrize(
-    ("x", "steps", "says"),
-    [
+def test_bad_input_to_run(backend):
+    model, shape = networks.mlp()
+    native = backend.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
+    for x, steps, says in (
         (np.zeros((2, 5), np.float32), 4, "expected images"),
         (np.zeros((0, 6), np.float32), 4, "expected images"),
         (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
         (np.zeros((2, 6), np.float32), 0, "at least one time step"),
-    ],
-)
-def test_bad_input_to_run(backend, x, steps, says):
-    model, shape = networks.mlp()
-    native = backend.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
-    with pytest.raises(InputError, match=says):
-        backend.run(native, x, steps)
+    ):
+        with pytest.raises(InputError, match=says):
+            backend.run(native, x, steps)
 
 
 @pytest.mark.parametrize("name", ["norse", "sinabs", "snntorch", "spikingjelly"])

@@ -14,7 +14,7 @@ from torch import nn
 import bridge
 from bridge import SpikingNetwork
 from bridge.records import SpikeRecord
-from bridge.zoo import resnet20
+from bridge.zoo.resnet import ResNet
 from exporters.lava import LavaFixed
 
 STEPS = 16
@@ -32,23 +32,26 @@ OTHERS = [
     "spyx",
     pytest.param("lava-fixed", marks=pytest.mark.lava),
 ]
-BACKENDS = [*OTHERS, pytest.param("lava", marks=pytest.mark.lava)]
 Expected = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 @cache
-def digits_expected(scheme: str) -> Expected:
-    """The oracle on all 450 test images."""
+def digits_expected(scheme: str, images: int = 450) -> Expected:
+    """The oracle on so many test images; there are 450."""
     network = digits.quantized(8, scheme)
     x, _ = digits.test_images()
-    return whole_numbers.spikes_of(network.to_nir(), network.pixels(x).numpy(), STEPS)
+    return whole_numbers.spikes_of(network.to_nir(), network.pixels(x[:images]).numpy(), STEPS)
 
 
 @cache
-def resnet(scheme: str) -> tuple[SpikingNetwork, torch.Tensor]:
-    """A ResNet-20 with random weights on 8-bit images of CIFAR's size, normalised as usual, and two of their pixels."""
+def resnet(scheme: str, width: int) -> tuple[SpikingNetwork, torch.Tensor]:
+    """A ResNet-20 with random weights on 8-bit images of CIFAR's size, normalised as usual, and two of their pixels.
+
+    Its first stage has `width` channels, 16 as published.
+    """
     generator = torch.Generator().manual_seed(5)
-    model = resnet20(levels=4)
+    torch.manual_seed(5)
+    model = ResNet((3, 3, 3), (width, 2 * width, 4 * width), num_classes=10, levels=4, threshold=2.0)
     pixels = torch.randint(0, 256, (16, 3, 32, 32), generator=generator).float()
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     x = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -68,8 +71,8 @@ def resnet(scheme: str) -> tuple[SpikingNetwork, torch.Tensor]:
 
 
 @cache
-def resnet_expected(scheme: str) -> Expected:
-    network, pixels = resnet(scheme)
+def resnet_expected(scheme: str, width: int) -> Expected:
+    network, pixels = resnet(scheme, width)
     return whole_numbers.spikes_of(network.to_nir(), pixels.numpy(), STEPS)
 
 
@@ -97,7 +100,10 @@ def test_digits_on_the_whole_test_split(name):
 
 @pytest.mark.lava
 @pytest.mark.slow
-@pytest.mark.parametrize(("images", "steps"), [(200, 2), (20, STEPS)])
+@pytest.mark.parametrize(
+    ("images", "steps"),
+    [(50, 2), (8, STEPS), *(pytest.param(*sizes, marks=pytest.mark.long) for sizes in ((200, 2), (20, STEPS)))],
+)
 def test_lavas_own_convolution_on_digits(images, steps):
     """It takes 16 ms a step: many images at few steps, or few at many."""
     network = digits.quantized(8, "per_layer")
@@ -123,7 +129,7 @@ def test_lava_at_every_number_of_steps(steps):
     network = digits.quantized(8, "per_channel")
     x, _ = digits.test_images()
     images = network.pixels(x[: 7 * steps])
-    assert_equal(run("lava-fixed", network, images, steps), digits_expected("per_channel"), steps)
+    assert_equal(run("lava-fixed", network, images, steps), digits_expected("per_channel", 7 * STEPS), steps)
 
 
 @pytest.mark.lava
@@ -137,17 +143,18 @@ def test_lava_at_every_number_of_steps(steps):
     ],
     ids=lambda backend: f"{backend.synapses}-{backend.neuron}",
 )
-def test_lavas_own_processes_on_digits(backend):
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.long)])
+def test_lavas_own_processes_on_digits(backend, count):
     require("lava-fixed")
     network = digits.quantized(8, "per_layer")
     x, _ = digits.test_images()
-    images = network.pixels(x[:8]).numpy()
+    images = network.pixels(x[:count]).numpy()
     assert_equal(backend.run(backend.export(network.to_nir()), images, STEPS), digits_expected("per_layer"), STEPS)
 
 
 @pytest.mark.lava
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [range(0, 100, 9), pytest.param(range(100), marks=pytest.mark.long)], ids=len)
+@pytest.mark.parametrize("alone", [(0, 1, 50, 99), pytest.param(range(100), marks=pytest.mark.long)], ids=len)
 def test_a_stream_of_100_digits_equals_runs_of_one(alone):
     require("lava-fixed")
     network = digits.quantized(8, "per_channel")
@@ -155,7 +162,7 @@ def test_a_stream_of_100_digits_equals_runs_of_one(alone):
     backend = LavaFixed(lanes=1)
     native = backend.export(network.to_nir())
     stream = backend.run(native, images, 4)
-    assert_equal(stream, digits_expected("per_channel"), 4)
+    assert_equal(stream, digits_expected("per_channel", 7 * STEPS), 4)
     runs = SpikeRecord.concatenate([backend.run(native, images[at : at + 1], 4) for at in alone])
     for layer in network.layers:
         assert np.array_equal(stream.spikes(layer)[:, alone], runs.spikes(layer)), layer
@@ -163,12 +170,32 @@ def test_a_stream_of_100_digits_equals_runs_of_one(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in OTHERS if name != "slayer"),
+        pytest.param("slayer", marks=pytest.mark.long),
+        pytest.param("lava", marks=[pytest.mark.lava, pytest.mark.long]),
+    ],
+)
 def test_resnet20(name):
     scheme = "per_layer" if name == "slayer" else "per_channel"
-    network, pixels = resnet(scheme)
+    network, pixels = resnet(scheme, 16)
     steps = 5 if name == "lava" else STEPS  # its own convolution takes a second a step here
-    assert_equal(run(name, network, pixels, steps), resnet_expected(scheme), steps)
+    assert_equal(run(name, network, pixels, steps), resnet_expected(scheme, 16), steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "scheme", "steps"),
+    [("slayer", "per_layer", STEPS), pytest.param("lava", "per_channel", 5, marks=pytest.mark.lava)],
+)
+def test_a_narrow_resnet20(name, scheme, steps):
+    """A quarter as wide. Lava's own convolution takes the time of every pair of channels, and SLAYER's one threshold a
+    layer makes another network, with an oracle's run of its own: their full width is `long`.
+    """
+    network, pixels = resnet(scheme, 4)
+    assert_equal(run(name, network, pixels, steps), resnet_expected(scheme, 4), steps)
 
 
 def test_validate_finds_nothing_to_report():

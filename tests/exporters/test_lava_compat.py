@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support.lava import LAVA
 
 from exporters.lava import compat
@@ -27,27 +26,43 @@ def run_script(script: str) -> None:
     assert done.stdout + done.stderr == ""
 
 
-def test_the_backend_does_not_import_lava() -> None:
-    run_script("import sys, exporters.lava; assert not [name for name in sys.modules if name.startswith('lava')]")
-
-
-@pytest.mark.parametrize("chosen", [None, "fork", "spawn"])
-def test_compat_imports_lava_and_changes_nothing_else(chosen: str | None) -> None:
-    run_script(f"""
-import dataclasses, multiprocessing, numpy as np
-decorator = dataclasses.dataclass
-if {chosen!r}:
-    multiprocessing.set_start_method({chosen!r})
+def test_the_backend_does_not_import_lava_and_compat_does_and_changes_nothing_else() -> None:
+    """Whatever start method was chosen, or none: in children of an interpreter that has not imported Lava yet."""
+    run_script("""
+import sys
 from exporters.lava import Lava, compat
-from exporters.lava.backend import build_network
+assert not [name for name in sys.modules if name.startswith("lava")]
+import dataclasses, multiprocessing, os, traceback, numpy as np
 from bridge.graph import Input, IntegrateFire, LayerGraph
-compat.apply(), compat.apply()
-assert dataclasses.dataclass is decorator
-assert multiprocessing.get_start_method(allow_none=True) == ({chosen!r} or "fork")
-graph = LayerGraph((Input(name="x", shape=(2,)), IntegrateFire(name="a", inputs=("x",), level=np.full(2, 0.5))))
-record = Lava().run(build_network(graph), np.array([[0.5, 0.25]], dtype=np.float32), 2)
-assert record.spikes("a")[:, 0].tolist() == [[True, False], [False, True]]
-assert multiprocessing.get_start_method(allow_none=True) == ({chosen!r} or "fork")
+
+
+def check(chosen):
+    decorator = dataclasses.dataclass
+    if chosen:
+        multiprocessing.set_start_method(chosen)
+    from exporters.lava.backend import build_network
+    compat.apply(), compat.apply()
+    assert dataclasses.dataclass is decorator
+    assert multiprocessing.get_start_method(allow_none=True) == (chosen or "fork")
+    graph = LayerGraph((Input(name="x", shape=(2,)), IntegrateFire(name="a", inputs=("x",), level=np.full(2, 0.5))))
+    record = Lava().run(build_network(graph), np.array([[0.5, 0.25]], dtype=np.float32), 2)
+    assert record.spikes("a")[:, 0].tolist() == [[True, False], [False, True]]
+    assert multiprocessing.get_start_method(allow_none=True) == (chosen or "fork")
+
+
+for chosen in (None, "fork", "spawn"):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            check(chosen)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, chosen
 """)
 
 

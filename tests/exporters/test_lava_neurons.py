@@ -43,7 +43,7 @@ def test_the_potential_is_that_of_lavas_own_lif(steps: int, neurons: int) -> Non
     from exporters.lava.processes import IntegrateFire
 
     rng = np.random.default_rng(steps)
-    bias = {
+    bias: dict[str, Any] = {
         "bias_mant": rng.integers(-4096, 4096, neurons) * rng.integers(0, 2, neurons),
         "bias_exp": rng.integers(0, 8, neurons),
     }
@@ -158,7 +158,7 @@ def test_both_arithmetics_agree_where_nothing_wraps(seed: int, bias_exp: int, sh
     rng = np.random.default_rng(seed)
     neurons, steps = 50, 12
     threshold = 128 * rng.integers(1, 500, neurons)
-    bias = {"bias_mant": rng.integers(-2000, 2000, neurons), "bias_exp": bias_exp}
+    bias: dict[str, Any] = {"bias_mant": rng.integers(-2000, 2000, neurons), "bias_exp": bias_exp}
     built = [
         Driven(
             IntegrateFire(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def _as_it_was() -> Iterator[None]:
 def test_fixed_point_refuses_what_is_not_whole() -> None:
     from exporters.lava.processes import CurrentSource, Delay, IntegrateFire, Readout, TorchConv, TorchDense
 
-    whole = {"level": 1, "threshold": 2}
+    whole: dict[str, Any] = {"level": 1, "threshold": 2}
     kernel = np.ones((1, 1, 1, 1))
     for process, message in (
         (IntegrateFire(shape=(2,), name="n"), r"IntegrateFire 'n': level: .* whole numbers .* got 0\.5: quantise"),
@@ -59,7 +60,9 @@ def naive_layers(
             u1[i, j, c] += (s0[i : i + 2, j : j + 2] * kernel[c, ::-1, ::-1]).sum() + 5
         s1 = (u1 >= theta // 2).astype(np.int64)
         u1 -= theta * s1
-        first.append(s0), second.append(s1), outputs.append(matrix @ s1.reshape(-1) - 3)
+        first.append(s0)
+        second.append(s1)
+        outputs.append(matrix @ s1.reshape(-1) - 3)
     return first, second, outputs
 
 

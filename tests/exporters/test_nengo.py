@@ -109,6 +109,7 @@ def test_paddings_strides_and_dilations(backend):
             conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups)
             with torch.no_grad():
                 conv.weight.copy_(networks.dyadic(tuple(conv.weight.shape), 1 / 8, 6, generator))
+                assert conv.bias is not None
                 conv.bias.copy_(networks.dyadic((8,), 1 / 8, 6, generator))
             model = nn.Sequential(conv, networks.qcfs())
             x = networks.dyadic_images(2, (4, size, size + 1), size)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.backends import require
 from support.digits import quantized, test_images
+from support.layers import affine, neurons
 from support.whole_networks import Weights, cnn, images, mlp, residual, signal
 from support.whole_numbers import spikes_of
 
@@ -64,8 +65,9 @@ def in_units(seed: int) -> LayerGraph:
     """First neurons that hear far more than fits their registers in 1/64, with a threshold that allows for units."""
     graph = cnn(seed)
     values = np.full(6, 640 * 128, np.float32)
-    first = replace(graph["c1"], weight=graph["c1"].weight * 6)
-    return graph.rewrite({"c1": [first], "a1": [replace(graph["a1"], level=values / 2, threshold=values)]})
+    first = affine(graph, "c1")
+    first = replace(first, weight=first.weight * 6)
+    return graph.rewrite({"c1": [first], "a1": [replace(neurons(graph, "a1"), level=values / 2, threshold=values)]})
 
 
 def large_readout(seed: int) -> LayerGraph:
@@ -98,8 +100,14 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(
+    ("network", "steps"),
+    [
+        ("cnn", 1),
+        *((name, 5) for name in NETWORKS),
+        *(pytest.param(n, 1, marks=pytest.mark.long) for n in NETWORKS if n != "cnn"),
+    ],
+)
 def test_the_file_runs_exactly(network, steps, tmp_path):
     graph = NETWORKS[network](seed=2)
     x = images(3, graph.input.shape, seed=2)
@@ -119,8 +127,8 @@ def test_trained_digits_run_exactly_and_stock_neurons_do_not(tmp_path):
     from lava.proc.lif.models import PyLifResetModelBitAcc
 
     network, steps = quantized(8, "per_layer"), 4
-    x, labels = (values[:30] for values in test_images())
-    x = network.pixels(x).numpy()
+    tensors, labels = test_images()
+    x, labels = network.pixels(tensors[:20]).numpy(), labels[:20]
     spikes, readout = spikes_of(network.to_nir(), x, steps)
     netx = NetX(network.to_nir())
     netx.write(tmp_path / "digits.net")
@@ -141,7 +149,7 @@ def test_a_potential_that_leaves_its_register_is_an_error(tmp_path):
     graph = mlp(seed=1)
     # What comes in is far above the threshold, so that it piles up.
     values = np.full(12, 2, np.float32)
-    graph = graph.rewrite({"a1": [replace(graph["a1"], level=values / 2, threshold=values)]})
+    graph = graph.rewrite({"a1": [replace(neurons(graph, "a1"), level=values / 2, threshold=values)]})
     netx = NetX(to_nir(graph))
     netx.write(tmp_path / "net")
     x = np.full((1, 6), 255, np.float32)
@@ -159,13 +167,13 @@ def test_the_file_holds_what_netx_reads(tmp_path):
         layers = [file["layer"][str(i)] for i in range(len(file["layer"]))]
         assert [layer["type"][0].decode() for layer in layers] == ["input", "conv", "flatten", "dense", "dense"]
         conv, hidden, readout = layers[1], layers[3], layers[4]
-        np.testing.assert_array_equal(conv["weight"], graph["c2"].weight)
-        np.testing.assert_array_equal(conv["bias"], graph["c2"].bias)
+        np.testing.assert_array_equal(conv["weight"], affine(graph, "c2").weight)
+        np.testing.assert_array_equal(conv["bias"], affine(graph, "c2").bias)
         np.testing.assert_array_equal(conv["shape"], graph.shapes["a2"])
         assert [tuple(conv[key]) for key in ("stride", "padding", "dilation")] == [(1, 2), (2, 1), (2, 1)]
         assert conv["groups"][()] == 2
         neuron = {key: value[()] for key, value in conv["neuron"].items() if key != "type"}
-        threshold = graph["a2"].threshold[0]
+        threshold = neurons(graph, "a2").threshold[0]
         assert neuron == {"vThMant": threshold, "iDecay": 4096, "vDecay": 0, "refDelay": 1}
         assert hidden["weight"].shape == (10, int(np.prod(graph.shapes["a2"])))  # the pool is part of it
         assert readout["neuron/vDecay"][()] == 4096
@@ -190,8 +198,8 @@ def test_a_pool_that_cannot_be_folded_is_refused():
 
 def test_a_threshold_for_each_channel_is_refused():
     graph = mlp(seed=0)
-    threshold = graph["a2"].threshold + 2 * np.arange(9)
-    graph = graph.rewrite({"a2": [replace(graph["a2"], level=threshold / 2, threshold=threshold)]})
+    threshold = neurons(graph, "a2").threshold + 2 * np.arange(9)
+    graph = graph.rewrite({"a2": [replace(neurons(graph, "a2"), level=threshold / 2, threshold=threshold)]})
     with pytest.raises(GraphError, match=r"'a2'.*one threshold a layer.*scheme=\"per_layer\""):
         NetX(to_nir(graph))
 

@@ -68,7 +68,7 @@ def test_the_example(norse, tmp_path, monkeypatch):
     bridge.convert(model, x).save(tmp_path / "net.nir")
     monkeypatch.chdir(tmp_path)
     names = {"Norse": type(norse), "nir": nir, "images": x}
-    example = doctest.DocTestParser().get_doctest(type(norse).__doc__, names, "Norse", None, 0)
+    example = doctest.DocTestParser().get_doctest(type(norse).__doc__ or "", names, "Norse", None, 0)
     result = doctest.DocTestRunner().run(example, clear_globs=False)
     assert (result.failed, result.attempted) == (0, 6)
     spikes, readout = oracle.spikes_of(model, x.numpy(), 9)
@@ -81,7 +81,7 @@ def test_the_example(norse, tmp_path, monkeypatch):
 def test_gradients_reach_the_weights(norse, case):
     _, network, x = case
     net = norse.export(network.to_nir())
-    state, total = None, 0
+    state, total = None, torch.zeros(())
     for _ in range(3):
         readout, state = net(x, state)
         total = total + readout.sum()

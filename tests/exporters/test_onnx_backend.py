@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 
 import nir
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from support import digits, networks, oracle, whole_networks, whole_numbers
-from support.backends import assert_equal
+from support.backends import assert_equal, require
+from support.layers import ours
 from torch import nn
 
 import bridge
@@ -26,6 +27,13 @@ from exporters.onnx_runtime import OnnxRuntime, backend
 from exporters.onnx_runtime.network import OnnxNetwork
 
 STEPS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def onnxruntime():
+    """ONNX Runtime itself, which all of this needs."""
+    require("onnxruntime")
+    return import_module("onnxruntime")
 
 
 @pytest.fixture(params=networks.ALL)
@@ -93,7 +101,7 @@ def test_streaming_step_by_step(case):
     np.testing.assert_array_equal(native.step(x.numpy(), start)[0], readout[0])
 
 
-def test_saved_files_in_plain_onnxruntime(case, tmp_path):
+def test_saved_files_in_plain_onnxruntime(onnxruntime, case, tmp_path):
     model, network, x = case
     native = exported(network.graph)
     native.save(tmp_path / "net.onnx")
@@ -275,7 +283,7 @@ def test_copies_and_pickles(case):
 def test_a_network_from_a_file(case, tmp_path):
     model, network, x = case
     network.save(tmp_path / "net.nir")
-    record = OnnxRuntime().run(exported(bridge.load(tmp_path / "net.nir").graph), x.numpy(), STEPS)
+    record = OnnxRuntime().run(exported(ours(bridge.load(tmp_path / "net.nir")).graph), x.numpy(), STEPS)
     spikes, readout = oracle.spikes_of(model, x.numpy(), STEPS)
     assert_equal(record, dict(zip(network.layers, spikes, strict=True)), readout)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import networks, oracle
 from support.backends import require
+from support.layers import ours
 
 import bridge
 from bridge import GraphError
@@ -73,7 +74,7 @@ def test_the_example(rockpool, tmp_path, monkeypatch):
     bridge.convert(model, x).save(tmp_path / "net.nir")
     monkeypatch.chdir(tmp_path)
     names = {"Rockpool": type(rockpool), "nir": nir, "images": x}
-    example = doctest.DocTestParser().get_doctest(type(rockpool).__doc__, names, "Rockpool", None, 0)
+    example = doctest.DocTestParser().get_doctest(type(rockpool).__doc__ or "", names, "Rockpool", None, 0)
     result = doctest.DocTestRunner().run(example, clear_globs=False)
     assert (result.failed, result.attempted) == (0, 7)
     spikes, readout = oracle.spikes_of(model, x.numpy(), 8)
@@ -81,7 +82,7 @@ def test_the_example(rockpool, tmp_path, monkeypatch):
     np.testing.assert_array_equal(got["prediction"], readout.mean(axis=0).argmax(axis=1))
     np.testing.assert_allclose([*got["rate"].values()], [fired.mean() for fired in spikes], rtol=1e-6)
     assert not any(bool(layer["vmem"].any()) for layer in got["net"].state().values() if layer)
-    affine = [layer for layer in bridge.load("net.nir").graph if isinstance(layer, Affine)]
+    affine = [layer for layer in ours(bridge.load("net.nir")).graph if isinstance(layer, Affine)]
     assert len(got["weights_and_biases"]) == 2 * len(affine)
 
 

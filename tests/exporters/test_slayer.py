@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.backends import require
 from support.digits import quantized, test_images
+from support.layers import affine, neurons
 from support.whole_networks import NETWORKS, cnn, images, mlp
 from support.whole_numbers import spikes_of
 
@@ -56,12 +57,13 @@ def expect_exact_mlp(graph: LayerGraph, x: np.ndarray, record: SpikeRecord) -> N
     """Every spike, potential and readout: a potential is what was heard so far less the spikes before, in int64."""
     spikes, readout = spikes_of(to_nir(graph), x, record.steps)
     said = np.broadcast_to(x.astype(np.int64), (record.steps, *x.shape))
-    for affine, name in (("fc1", "a1"), ("fc2", "a2")):
-        heard = said @ graph[affine].weight.astype(np.int64).T + graph[affine].bias.astype(np.int64)
+    for before_it, name in (("fc1", "a1"), ("fc2", "a2")):
+        layer = affine(graph, before_it)
+        heard = said @ layer.weight.astype(np.int64).T + layer.bias.astype(np.int64)
         said = spikes[name]
         before = np.cumsum(said, axis=0) - said
         np.testing.assert_array_equal(record.spikes(name), said)
-        potential = np.cumsum(heard, axis=0) - int(graph[name].threshold[0]) * before
+        potential = np.cumsum(heard, axis=0) - int(neurons(graph, name).threshold[0]) * before
         np.testing.assert_array_equal(record.membranes[name], potential)
     np.testing.assert_array_equal(record.readout, readout)
 
@@ -70,9 +72,9 @@ def test_sums_that_float32_cannot_hold_are_an_error(slayer):
     """The neurons never take a spike off what they have summed up."""
     graph = mlp(seed=1, inputs=400)
     x = np.full((1, 400), 255, np.float32)
-    first = graph["fc1"]
+    first = affine(graph, "fc1")
     heard = np.abs(first.weight.astype(np.int64) @ x[0].astype(np.int64) + first.bias.astype(np.int64)).max()
-    steps = int((2**24 - graph["a1"].threshold[0]) // heard)  # the last that fits
+    steps = int((2**24 - neurons(graph, "a1").threshold[0]) // heard)  # the last that fits
     native = slayer.export(to_nir(graph))
     expect_exact_mlp(graph, x, slayer.run(native, x, steps, membranes=True))
     with pytest.raises(BackendError, match=r"'a1'.*2\^24.*fewer time steps"):
@@ -123,7 +125,7 @@ def test_gradients_reach_every_weight(slayer):
 
 def test_a_threshold_for_each_channel_is_refused(slayer):
     graph = mlp(seed=5)
-    threshold = graph["a2"].threshold.copy()
+    threshold = neurons(graph, "a2").threshold.copy()
     threshold[3] += 2
     graph = with_neurons(graph, "a2", level=threshold / 2, threshold=threshold)
     with pytest.raises(GraphError, match=r"'a2'.*one threshold a layer.*scheme=\"per_layer\""):
@@ -132,7 +134,7 @@ def test_a_threshold_for_each_channel_is_refused(slayer):
 
 def test_another_initial_potential_is_refused(slayer):
     graph = mlp(seed=5)
-    graph = with_neurons(graph, "a1", level=graph["a1"].level + 1)
+    graph = with_neurons(graph, "a1", level=neurons(graph, "a1").level + 1)
     with pytest.raises(GraphError, match=r"'a1'.*start at half their threshold"):
         slayer.export(to_nir(graph))
 

@@ -21,7 +21,13 @@ def backend():
     return require("spyx")
 
 
-@pytest.fixture(scope="module", params=networks.ALL)
+COMPILED = ("cnn", "residual", "signal")
+"""Every kind of layer that Spyx's own code is made for, in short to compile; the other networks are `long`."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[] if n in COMPILED else pytest.mark.long) for n in networks.ALL]
+)
 def case(request, backend):
     """A model, its spiking network, that network in Spyx, and three images. What was compiled is kept."""
     model, shape = networks.ALL[request.param]()
@@ -92,7 +98,7 @@ def test_in_a_sequence_of_spyxs_own_layers(backend):
     np.testing.assert_array_equal(sums, np.cumsum(oracle.spikes_of(model, x.numpy(), STEPS)[1], axis=0))
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.long), "residual"])
 def test_gradients_reach_the_weights(backend, name):
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(3, shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from io import StringIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,8 +150,8 @@ def paths(layer, shape, out, zeros):
 
 def paths_into(graph, zeros):
     """By layer of neurons, and for the readout: by source, ``[neurons, neurons of the source]``; images are "x"."""
-    reached = {}
-    result = {}
+    reached: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for layer in graph:
         size = int(np.prod(graph.shapes[layer.name]))
         if isinstance(layer, Input | IntegrateFire):
@@ -158,7 +159,7 @@ def paths_into(graph, zeros):
                 result[layer.name] = reached[layer.inputs[0]]
             reached[layer.name] = {layer.name: np.eye(size, dtype=np.int64)}
             continue
-        total = {}
+        total: dict[str, Any] = {}
         for source in layer.inputs:
             step = paths(layer, graph.shapes[source], graph.shapes[layer.name], zeros)
             for origin, matrix in reached[source].items():
@@ -191,7 +192,7 @@ def test_every_connection_and_every_spike_is_counted(name):
         assert layer.synaptic_operations == operations / 3
         assert layer.spikes == (record.spikes(layer.name).sum() / 3 if layer.fires else 0)
     assert record.spikes("a").any()
-    assert report.synaptic_operations == pytest.approx(sum(layer.synaptic_operations for layer in report.layers))
+    assert report.synaptic_operations == pytest.approx(sum(layer.synaptic_operations or 0 for layer in report.layers))
     fired = sum(int(record.spikes(each).sum()) for each in graph.spiking)
     slots = sum(record.spikes(each).size for each in graph.spiking)
     assert report.activation_sparsity == pytest.approx(1 - fired / slots, abs=1e-12)
@@ -246,6 +247,7 @@ def test_weights_of_zero_are_no_synapses_and_cost_no_operation():
     net = network(*start((4,)), Linear(name="y", inputs=("a",), weight=weight, bias=np.ones(3, np.float32)))
     report = loihi.report(net, net.run(torch.full((1, 4), 255.0), 5))
     (_, readout) = report.layers
+    assert report.spikes is not None
     spikes = report.spikes / 4  # of each neuron: all hear the same
     assert spikes > 0
     assert (readout.synapses, readout.connections, readout.weights) == (1, 12, 12)
@@ -293,6 +295,9 @@ def test_energy_by_hand():
         recorder.readout(np.zeros((1, 10)))
     report = loihi.report(net, recorder.finish())
     first, readout = report.layers
+    assert report.energy is not None
+    assert first.energy is not None
+    assert readout.energy is not None
     assert first.energy.low == pytest.approx(15 * 52e-12)
     assert first.energy.high == pytest.approx(10 * 15 * 81e-12)
     assert readout.energy.low == pytest.approx(40 * 23.6e-12 + 30 * 52e-12)
@@ -435,9 +440,10 @@ def test_saved_and_shown(tmp_path):
     assert saved["cores"]["Loihi 2"]["shared"] == report.cores("Loihi 2")[0]
     with pytest.raises(InputError, match="folder"):
         report.save(tmp_path)
-    screen = Console(file=StringIO(), width=100)
+    written = StringIO()
+    screen = Console(file=written, width=100)
     screen.print(loihi.table(report))
-    shown = screen.file.getvalue()
+    shown = written.getvalue()
     for layer in report.layers:
         assert f" {layer.name} " in shown
         assert f"{layer.synaptic_operations:,.1f}" in shown

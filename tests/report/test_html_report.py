@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from support import networks
 from support.backends import require
 
@@ -28,7 +29,9 @@ class Wrong(SpikingJelly):
 
     def export(self, graph):
         native = super().export(graph)
-        native.get_submodule("layer_4").v_offset.fill_(0.4)
+        offset = native.get_submodule("layer_4").v_offset
+        assert isinstance(offset, torch.Tensor)
+        offset.fill_(0.4)
         return native
 
 
@@ -87,7 +90,7 @@ def titles(page, selector):
 
 def heat_values(page):
     """The numbers behind the heat map's cells, by layer."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for title in titles(page, "#heat td"):
         place, _, value = title.rpartition(": ")
         found.setdefault(place.rpartition(", t=")[0], []).append(float(value))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import nn
 
 import bridge
 from bridge import GraphError, InputError, SpikingNetwork
-from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, LayerGraph, Linear, SumPool2d
+from bridge.graph import Conv2d, Flatten, Input, IntegrateFire, Layer, LayerGraph, Linear, SumPool2d
 from bridge.nir_graph import to_nir
 from bridge.simulate.engine import engine, events, kernels
 from bridge.simulate.engine import fused_loop as fire
@@ -33,7 +35,7 @@ WAYS = ("events", "events, together", "int8, compiled", "int8, by torch", "float
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     """How the engine computes: following spikes, or layer by layer in either arithmetic, its loop with numba or not."""
-    if fire._compiled() is None:
+    if fire.compiled() is None:
         pytest.fail("numba is missing: pip install numba")
     if "events" in request.param:
         monkeypatch.setattr(engine, "MOST_EVENTS", 2**62)
@@ -41,7 +43,7 @@ def way(request, monkeypatch):
         return request.param
     monkeypatch.setattr(engine, "events", lambda *_: None)
     if "by torch" in request.param:
-        monkeypatch.setattr(fire, "_compiled", lambda: None)
+        monkeypatch.setattr(fire, "compiled", lambda: None)
     if "float32" in request.param:
         monkeypatch.setattr(kernels, "has_int8", lambda: False)
     elif not kernels.has_int8():
@@ -83,15 +85,26 @@ def assert_equal(result, layers, spikes, readout) -> None:
     assert (result.steps == len(readout)).all()
 
 
-@pytest.mark.parametrize("name", networks.ALL)
-@pytest.mark.parametrize(("steps", "images"), [(1, 1), (19, 1), (19, 7)])  # 19: three blocks, the last one shorter
+SIZES = [(1, 1), (19, 1), (19, 7)]  # 19: three blocks, the last one shorter
+GRID = [
+    pytest.param(
+        *(name, steps, images, threads),
+        marks=[] if name == "residual" or (steps, images, threads) == (19, 7, 1) else pytest.mark.long,
+    )
+    for name in networks.ALL
+    for steps, images in SIZES
+    for threads in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "images", "threads"), GRID, indirect=["threads"])
 def test_floats_on_a_grid(name, steps, images, way, threads):
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(images, shape)
     network = bridge.convert(model, x)
     result = network.simulate(x, steps, record=True)
     assert_equal(result, network.layers, *oracle.spikes_of_network(name, images, steps))
-    assert (network._engines["cpu"]._events is not None) == ("events" in way)
+    assert (Engine(network.graph).events is not None) == ("events" in way)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -113,7 +126,7 @@ def test_random_networks(name, seed, steps, images):
     result = SpikingNetwork(graph).simulate(x, steps, record=True)
     assert_equal(result, spikes.keys(), spikes.values(), readout)
     made = Engine(graph)
-    made._events = None
+    made.events = None
     assert_equal(made.run(torch.from_numpy(x), steps, record=True), spikes.keys(), spikes.values(), readout)
 
 
@@ -124,7 +137,7 @@ def convolutions(draw):
     groups = draw(st.sampled_from([1, 1, 2, 4]))
     channels = [draw(st.integers(1, 3)), groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))]
     size = draw(st.integers(5, 9)), draw(st.integers(5, 9))
-    layers = [Input(name="x", shape=(channels[0], *size))]
+    layers: list[Layer] = [Input(name="x", shape=(channels[0], *size))]
     for k, of_groups in ((1, 1), (2, groups)):
         kernel = draw(st.integers(1, 3)), draw(st.integers(1, 3))
         weight = number.integers(-9, 10, (channels[k], channels[k - 1] // of_groups, *kernel)).astype(np.float32)
@@ -172,20 +185,27 @@ def test_events_of_any_convolution(case, steps):
     assert_equal(result, spikes.keys(), spikes.values(), readout)
 
 
-def test_where_spikes_are_followed():
+def test_where_spikes_are_followed(monkeypatch):
     """In small networks that are made of convolutions; of whole numbers, only where a run is short."""
     network = digits.quantized(8)
     found = Engine(network.graph)
-    ran = []
-    run = found._events.run
-    found._events.run = lambda x, *a, **k: ran.append(len(x)) or run(x, *a, **k)
+    ran: list[int] = []
+    by_events = found.events
+    assert by_events is not None
+    run = by_events.run
+
+    def noted(x, *arguments, **options):
+        ran.append(len(x))
+        return run(x, *arguments, **options)
+
+    monkeypatch.setattr(by_events, "run", noted)
     x = network.pixels(digits.test_images()[0])
     found.run(x[:1], 8)
     assert ran == [1]
     found.run(x, 8)
     assert (ran == [1]) == kernels.has_int8()
     ran.clear()
-    found.run(x[:1], 8, memory=found._events.bytes - 1)
+    found.run(x[:1], 8, memory=by_events.bytes - 1)
     assert ran == []
 
     def graph(*layers, outputs=2):
@@ -202,10 +222,17 @@ def test_where_spikes_are_followed():
     assert events.events(graph(Input(name="x", shape=(1, 1, 2)), flat), {"fire": 1.0}) is None
 
 
+@cache
+def digits_expected():
+    """The oracle on all digits, 8 steps."""
+    network = digits.quantized(8)
+    return whole_numbers.spikes_of(network.to_nir(), network.pixels(digits.test_images()[0]).numpy(), 8)
+
+
 def test_digits_in_whole_numbers(way):
     network = anew(digits.quantized(8))
     x, labels = digits.test_images()
-    spikes, readout = whole_numbers.spikes_of(network.to_nir(), network.pixels(x).numpy(), 8)
+    spikes, readout = digits_expected()
     result = network.simulate(network.pixels(x), 8, record=True)
     assert_equal(result, spikes.keys(), spikes.values(), readout)
     assert result.accuracy(labels)[-1] == (readout.sum(axis=0).argmax(axis=1) == labels).mean() > 0.95
@@ -221,8 +248,8 @@ def test_residual_networks_take_the_fast_ways():
     made = Engine(whole.graph)
     spiking = [layer for layer in whole.graph if isinstance(layer, Conv2d) and layer.name not in whole.graph.constant]
     assert len(spiking) > 15
-    assert all("_int8" in made._kernels[layer.name].__qualname__ for layer in spiking)
-    assert sum(stage.skip is not None for stage in made._stages) == 7  # all joins but the two with a shortcut's weights
+    assert all("_int8" in made.kernels[layer.name].__qualname__ for layer in spiking)
+    assert sum(stage.skip is not None for stage in made.stages) == 7  # all joins but the two with a shortcut's weights
     result = whole.simulate(pixels[:3], 5, record=True)
     spikes, readout = whole_numbers.spikes_of(whole.to_nir(), pixels[:3].numpy(), 5)
     assert_equal(result, spikes.keys(), spikes.values(), readout)
@@ -236,7 +263,7 @@ def test_weights_or_inputs_beyond_8_bits_run_in_float(layer_by_layer):
     assert_equal(network.simulate(x, 4, record=True), spikes.keys(), spikes.values(), readout)
     bound = bridge.graph.ranges.Range(*(np.array([value]) for value in (0.0, 200.0, 200.0)))
     layer = Linear(name="fc", inputs=("pool",), weight=np.full((1, 1), 127.0), bias=np.zeros(1))
-    assert kernels._int8(layer, bound, bound) is None
+    assert kernels.int8(layer, bound, bound) is None
 
 
 def test_a_layer_that_nothing_reaches(way):
@@ -265,8 +292,8 @@ def test_any_budget_of_memory_any_cache_any_threads(monkeypatch, threads):
     network = anew(digits.quantized(8))
     x = network.pixels(digits.test_images()[0][:50])
     expected = network.run(x, 10)
-    for memory, cache in ((1, 2**20), (2**18, 1), (2**28, 2**28)):
-        monkeypatch.setattr(engine, "CACHE", cache)
+    for memory, size in ((1, 2**20), (2**18, 1), (2**28, 2**28)):
+        monkeypatch.setattr(engine, "CACHE", size)
         result = network.simulate(x, 10, record=True, memory=memory)
         for layer in network.layers:
             assert np.array_equal(result.record.packed[layer], expected.packed[layer])
@@ -297,7 +324,11 @@ def test_concurrent_calls_and_a_network_that_is_copied():
     assert np.array_equal(again.simulate(x, 5).outputs, network.simulate(x, 5).outputs)
 
 
-@pytest.mark.parametrize("patience", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("patience", "threads"),
+    [(1, 2), (4, 1), *(pytest.param(*more, marks=pytest.mark.long) for more in ((1, 1), (2, 1), (2, 2), (4, 2)))],
+    indirect=["threads"],
+)
 def test_until_stable(patience, threads, way):
     """Image by image, from the outputs of the full run."""
     network = anew(digits.network())
@@ -337,13 +368,14 @@ def test_a_potential_beyond_the_exact_range(way):
 def test_bad_input():
     network = digits.quantized(8)
     x = network.pixels(digits.test_images()[0][:2])
-    for arguments, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"steps": 0}, "steps"),
         ({"until": "bored"}, "stable"),
         ({"until": "stable", "record": True}, "record"),
         ({"patience": 0}, "patience"),
         ({"memory": 0}, "memory"),
-    ):
+    )
+    for arguments, message in refused:
         with pytest.raises(InputError, match=message):
             network.simulate(x, **{"steps": 3, **arguments})
     with pytest.raises(InputError, match="pixels"):
@@ -399,7 +431,7 @@ def test_other_devices_get_all_that_a_layer_needs():
 
 def test_the_way_of_other_devices_on_this_one(monkeypatch, layer_by_layer):
     """What a GPU would compute, computed here: torch's operators and its loop."""
-    monkeypatch.setattr(fire, "_compiled", lambda: None)
+    monkeypatch.setattr(fire, "compiled", lambda: None)
     monkeypatch.setattr(engine, "kernel", lambda graph, layer, **_: kernels.on_device(layer, torch.device("cpu")))
     model, shape = networks.residual()
     x = networks.dyadic_images(4, shape)
@@ -423,4 +455,6 @@ def test_the_twin_beside_lava():
     assert agreement.backends["lava-fixed"].images == 40
     assert agreement.backends["lava-twin"].images == len(x)
     assert not any(map(any, agreement.between["lava-fixed | lava-twin"].values()))
-    assert agreement.backends["lava-twin"].accuracy[-1] > 0.95
+    accuracy = agreement.backends["lava-twin"].accuracy
+    assert accuracy is not None
+    assert accuracy[-1] > 0.95

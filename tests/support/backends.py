@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bridge import registry
+from bridge.backends.protocol import Backend
 from bridge.records import SpikeRecord
 
 BACKENDS = ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx")
 
 
-def require(name: str):
+def require(name: str) -> Backend:
     """The backend `name`. A missing framework skips on a user's machine and fails in CI."""
     backend = registry.get(name)
     with warnings.catch_warnings():
@@ -28,7 +32,7 @@ def require(name: str):
     return backend
 
 
-def assert_equal(record: SpikeRecord, spikes: dict[str, np.ndarray], readout: np.ndarray) -> None:
+def assert_equal(record: SpikeRecord, spikes: Mapping[str, NDArray[Any]], readout: NDArray[Any]) -> None:
     """The record holds just these layers, with just these spikes, and this readout."""
     assert set(record.layers) == set(spikes)
     for layer, fired in spikes.items():

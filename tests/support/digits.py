@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge import SpikingNetwork, convert
@@ -23,7 +24,7 @@ def quantized(bits: int = 8, scheme: str = "per_channel") -> SpikingNetwork:
     return network().quantize(bits, calibration=load_digits()[0], scheme=scheme)
 
 
-def test_images() -> tuple[Tensor, np.ndarray]:
+def test_images() -> tuple[Tensor, NDArray[np.int64]]:
     _, _, x, y = load_digits()
     return x, y
 

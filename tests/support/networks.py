@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from bridge import QCFS
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Residual(nn.Module):
@@ -18,10 +22,11 @@ class Residual(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = (branch(x) for branch in self.branches)
+        total: Tensor
+        total, *rest = (branch(x) for branch in self.branches)
         for other in rest:
-            first = first + other
-        return first
+            total = total + other
+        return total
 
 
 class Branches(Residual):
@@ -38,7 +43,7 @@ def dyadic(shape: tuple[int, ...], quantum: float, limit: int, generator: torch.
     return torch.randint(-limit, limit + 1, shape, generator=generator).float() * quantum
 
 
-def make_dyadic(model: nn.Module, seed: int = 0) -> nn.Module:
+def make_dyadic(model: Model, seed: int = 0) -> Model:
     """Give `model` random parameters on a dyadic grid: ties are frequent, and float32 sums are exact."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -50,6 +55,8 @@ def make_dyadic(model: nn.Module, seed: int = 0) -> nn.Module:
             elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.eps = 0.0
                 size = (module.num_features,)
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.copy_(dyadic(size, 1 / 8, 4, g))
                 module.running_var.copy_(4.0 ** torch.randint(-1, 2, size, generator=g).float())
                 module.weight.copy_(dyadic(size, 1 / 4, 6, g))
@@ -142,16 +149,15 @@ def residual() -> tuple[nn.Sequential, tuple[int, ...]]:
 def dense() -> tuple[nn.Sequential, tuple[int, ...]]:
     """Concatenations: of spikes with different λ, of the input itself, before a norm, before a pool, of vectors."""
     grow = nn.Sequential(nn.BatchNorm2d(4), qcfs(4, 4), nn.Conv2d(4, 3, 3, padding=1, bias=False))
-    inception = Branches(
-        nn.Sequential(nn.Conv2d(7, 2, 1), qcfs(4, 2)),
-        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(7, 2, 1), qcfs(8, 2)),
-        nn.Sequential(nn.Conv2d(7, 4, (1, 3), padding=(0, 1), groups=1), qcfs(2)),
-    )
+    first = nn.Sequential(nn.Conv2d(7, 2, 1), qcfs(4, 2))
+    last = nn.Sequential(nn.Conv2d(7, 4, (1, 3), padding=(0, 1), groups=1), qcfs(2))
+    pooled = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(7, 2, 1), qcfs(8, 2))
+    inception = Branches(first, pooled, last)
     for module in inception.modules():
         if isinstance(module, nn.AvgPool2d):
             module.kernel_size, module.padding, module.stride = 2, 0, 1
-    inception.branches[0].append(nn.AvgPool2d(2, 1))
-    inception.branches[2].append(nn.AvgPool2d(2, 1))
+    first.append(nn.AvgPool2d(2, 1))
+    last.append(nn.AvgPool2d(2, 1))
     model = nn.Sequential(
         *(nn.Conv2d(2, 4, 3, padding=1), Branches(nn.Sequential(), grow)),
         *(nn.BatchNorm2d(7), qcfs(4, 7), inception, nn.ChannelShuffle(2), nn.AvgPool2d(2), nn.Flatten()),

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import nir
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from support import networks, oracle
 
+Values = NDArray[Any]
+Edge = tuple[str, str]
 
-def naive(graph: nir.NIRGraph, x: np.ndarray, dt: float, late: dict | None = None) -> dict[str, np.ndarray]:
+
+def naive(graph: nir.NIRGraph, x: Values, dt: float, late: dict[Edge, Any] | None = None) -> dict[str, Values]:
     """Every node's output ``[T, B, ...]``: NIR's equations by forward Euler, in float64, whichever node can go next.
 
     `late` are edges that deliver one step later, and what they deliver at first.
     """
     late = dict(late or {})
-    v, i, past = {}, {}, {}
-    history: dict[str, list[np.ndarray]] = {name: [] for name in graph.nodes}
+    v: dict[str, Any] = {}
+    i: dict[str, Any] = {}
+    past: dict[str, list[Values]] = {}
+    history: dict[str, list[Values]] = {name: [] for name in graph.nodes}
     for now in x.astype(np.float64):
-        value: dict[str, np.ndarray] = {}
+        value: dict[str, Values] = {}
         while len(value) < len(graph.nodes):
             ready = len(value)
             for name, node in graph.nodes.items():
@@ -37,7 +44,15 @@ def naive(graph: nir.NIRGraph, x: np.ndarray, dt: float, late: dict | None = Non
     return {name: np.stack(values) for name, values in history.items()}
 
 
-def one_node(name, node, total, dt, v, i, past):
+def one_node(
+    name: str,
+    node: nir.NIRNode,
+    total: Any,
+    dt: float,
+    v: dict[str, Any],
+    i: dict[str, Any],
+    past: dict[str, list[Values]],
+) -> Any:
     """The output of one node in one step; v, i and past are all nodes' states."""
     if isinstance(node, nir.CubaLI | nir.CubaLIF):
         i[name] = i.get(name, 0.0) + dt / node.tau_syn * (node.w_in * total - i.get(name, 0.0))
@@ -68,6 +83,7 @@ def one_node(name, node, total, dt, v, i, past):
     elif isinstance(node, nir.Conv2d):
         out, per_group, *kernel = node.weight.shape
         made = nn.Conv2d(per_group, out, tuple(kernel), node.stride, node.padding, node.dilation)
+        assert made.bias is not None
         made.weight.data, made.bias.data = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
         return oracle.transform(made, total)
     elif isinstance(node, nir.SumPool2d | nir.AvgPool2d):
@@ -83,15 +99,16 @@ def one_node(name, node, total, dt, v, i, past):
     return fired.astype(float)
 
 
-def dyadic(*shape: int, seed: int = 0) -> np.ndarray:
-    return networks.dyadic(shape, 1 / 8, 6, torch.Generator().manual_seed(seed)).numpy()
+def dyadic(*shape: int, seed: int = 0) -> Values:
+    values: Values = networks.dyadic(shape, 1 / 8, 6, torch.Generator().manual_seed(seed)).numpy()
+    return values
 
 
-def like(value: float, *shape: int) -> np.ndarray:
+def like(value: float, *shape: int) -> Values:
     return np.full(shape, value)
 
 
-def graph_of(edges: list[tuple[str, str]], size: tuple[int, ...] = (6,), **nodes: nir.NIRNode) -> nir.NIRGraph:
+def graph_of(edges: list[Edge], size: tuple[int, ...] = (6,), **nodes: nir.NIRNode) -> nir.NIRGraph:
     last = {"output": nir.Output(output_type={"output": np.array([3])})}
     return nir.NIRGraph({"input": nir.Input(input_type={"input": np.array(size)}), **nodes, **last}, edges, {}, False)
 
@@ -101,7 +118,7 @@ def chain(*nodes: nir.NIRNode, size: tuple[int, ...] = (6,)) -> nir.NIRGraph:
     return graph_of([*itertools.pairwise(names)], size, **dict(zip(names[1:], nodes, strict=False)))
 
 
-def lif(size: int = 3, **changes: object) -> nir.LIF:
+def lif(size: int = 3, **changes: float) -> nir.LIF:
     values = {"tau": 4e-4, "r": 4.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0} | changes
     return nir.LIF(**{name: like(value, size) for name, value in values.items()})
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bridge import ConversionError
@@ -22,11 +27,13 @@ from bridge.graph import (
     Conv2d,
     Flatten,
     Input,
+    Layer,
     LayerGraph,
     Linear,
     Scale,
 )
 from bridge.simulate.ann import activations
+from support.backends import require
 
 EXPORTER_WARNINGS = [
     pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning"),
@@ -38,11 +45,13 @@ EXPORTER_WARNINGS = [
 EXPORTERS = ("dynamo", "legacy")
 
 
-def export(model: nn.Module, shape, path, exporter, batch=None, **options):
+def export(
+    model: nn.Module, shape: Sequence[int], path: Path, exporter: str, batch: int | None = None, **options: Any
+) -> Path:
     """`model` as torch writes it: with a symbolic batch size unless `batch` is given."""
     x = torch.zeros(batch or 2, *shape)
     if exporter == "dynamo":
-        dynamic = {} if batch else {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+        dynamic: dict[str, Any] = {} if batch else {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
         torch.onnx.export(model.eval(), (x,), path, dynamo=True, verbose=False, **dynamic, **options)
     else:
         dynamic = {} if batch else {"dynamic_axes": {"x": {0: "batch"}}}
@@ -50,25 +59,29 @@ def export(model: nn.Module, shape, path, exporter, batch=None, **options):
     return path
 
 
-def runtime(path, x):
+def runtime(path: Path | str, x: Any) -> NDArray[Any]:
     """The output of onnxruntime for `x`."""
+    require("onnxruntime")
+    onnxruntime = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    result: NDArray[Any]
     (result,) = session.run(None, {session.get_inputs()[0].name: np.asarray(x, dtype=np.float32)})
     return result
 
 
-def evaluated(graph, x):
-    return activations(graph, torch.as_tensor(x, dtype=torch.float32))[2].numpy()
+def evaluated(graph: LayerGraph, x: Any) -> NDArray[Any]:
+    values: NDArray[Any] = activations(graph, torch.as_tensor(x, dtype=torch.float32))[2].numpy()
+    return values
 
 
-def kinds(graph):
+def kinds(graph: LayerGraph) -> list[type[Layer]]:
     return [type(layer) for layer in graph]
 
 
-def assert_same(got: LayerGraph, expected: LayerGraph, rtol=0.0, names=False):
+def assert_same(got: LayerGraph, expected: LayerGraph, rtol: float = 0.0, names: bool = False) -> None:
     """Same layers in the same order, with the same arrays; and the same edges."""
     assert kinds(got) == kinds(expected)
     places = [{layer.name: at for at, layer in enumerate(graph)} for graph in (got, expected)]
@@ -82,7 +95,14 @@ def assert_same(got: LayerGraph, expected: LayerGraph, rtol=0.0, names=False):
                 assert getattr(a, key) == value, (b.name, key)
 
 
-def build(body, x="float[N,4] x", y="float[N,4] y", opset=17, path=None, extra=""):
+def build(
+    body: str,
+    x: str = "float[N,4] x",
+    y: str = "float[N,4] y",
+    opset: int = 17,
+    path: Path | None = None,
+    extra: str = "",
+) -> onnx.ModelProto:
     """A model written by hand: always the same frame, around a `body` of nodes."""
     if "sm = Mul" in body:
         body = constants(LEVELS) + body
@@ -96,7 +116,7 @@ def build(body, x="float[N,4] x", y="float[N,4] y", opset=17, path=None, extra="
 LEVELS = "l=4 th=2 h=0.5 zero=0 one=1"
 
 
-def spike(before, after="y"):
+def spike(before: str, after: str = "y") -> str:
     """QCFS with L = 4 and λ = 2 from one tensor to another."""
     return f"""
         sm = Mul ({before}, l) sd = Div (sm, th) sa = Add (sd, h) sf = Floor (sa)
@@ -104,7 +124,7 @@ def spike(before, after="y"):
     """
 
 
-def constants(values):
+def constants(values: str) -> str:
     """Constant nodes for ``a=1 b=2``."""
     pairs = (pair.split("=") for pair in values.split())
     return "\n".join(f"{name} = Constant <value = float {{{value}}}> ()" for name, value in pairs)
@@ -117,21 +137,22 @@ EXTRA = """<
 >"""
 
 
-def initializer(model, name="w"):
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+def initializer(model: onnx.ModelProto, name: str = "w") -> onnx.TensorProto:
+    found: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return found
 
 
-def refusal(path, error=ConversionError):
+def refusal(path: Path | str, error: type[Exception] = ConversionError) -> str:
     with pytest.raises(error) as caught:
         capture(path)
     return str(caught.value)
 
 
-def every_kind():
+def every_kind() -> LayerGraph:
     """A graph with every kind of layer that an ANN can have, on a dyadic grid."""
     rng = np.random.default_rng(0)
 
-    def grid(*shape):
+    def grid(*shape: int) -> NDArray[np.float64]:
         return rng.integers(-6, 7, shape) / 8
 
     return LayerGraph(
@@ -152,7 +173,7 @@ def every_kind():
     )
 
 
-def every_kind_1d():
+def every_kind_1d() -> LayerGraph:
     return LayerGraph(
         (
             Input(name="input", shape=(2, 9)),

@@ -113,7 +113,8 @@ def observed(out: Path, recipe: Recipe) -> list[tuple[Tensor, Tensor, float]]:
     """Input, output and λ of a network's QCFS in every training step."""
     seen = []
 
-    def hook(module, arguments, result):
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...], result: Tensor) -> None:
+        assert isinstance(module, bridge.QCFS)
         if module.training:
             seen.append((arguments[0].detach(), result.detach(), module.threshold.item()))
 

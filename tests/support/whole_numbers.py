@@ -8,12 +8,17 @@ before.
 from __future__ import annotations
 
 import graphlib
+from typing import Any
 
 import nir
 import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Pair = tuple[int, int]
 
 
-def spikes_of(graph: nir.NIRGraph, pixels: np.ndarray, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def spikes_of(graph: nir.NIRGraph, pixels: NDArray[Any], steps: int) -> tuple[dict[str, Ints], Ints]:
     """Spikes ``[T, B, ...]`` of every Threshold by its node's name, and the output of each step, int64 ``[T, B, ...]``.
 
     Fails on the first value in the graph or the images that is not whole.
@@ -34,16 +39,16 @@ def spikes_of(graph: nir.NIRGraph, pixels: np.ndarray, steps: int) -> tuple[dict
             {t: [s for s in before[t] if (s, t) not in late] for t in graph.nodes}
         ).static_order()
     )
-    membranes: dict[str, np.ndarray | int] = dict.fromkeys(graph.nodes, 0)
-    last: dict[str, np.ndarray] = {}
-    spikes: dict[str, list[np.ndarray]] = {n: [] for n, node in graph.nodes.items() if isinstance(node, nir.Threshold)}
+    membranes: dict[str, Any] = dict.fromkeys(graph.nodes, 0)
+    last: dict[str, Ints] = {}
+    spikes: dict[str, list[Ints]] = {n: [] for n, node in graph.nodes.items() if isinstance(node, nir.Threshold)}
     readout = []
     for _ in range(steps):
-        values: dict[str, np.ndarray] = {}
+        values: dict[str, Ints] = {}
         for name in order:
             node = graph.nodes[name]
             given = [values[s] if (s, name) not in late else last.get(s, np.int64(0)) for s in before[name]]
-            total = sum(given) if given else images
+            total: Any = sum(given) if given else images
             if isinstance(node, nir.I):
                 assert (whole(node.r) == 1).all()
                 membranes[name] = membranes[name] + total
@@ -65,7 +70,7 @@ def resets(graph: nir.NIRGraph, before: dict[str, list[str]], scale: str, membra
     )
 
 
-def compute(node: nir.NIRNode, x: np.ndarray) -> np.ndarray:
+def compute(node: nir.NIRNode, x: Ints) -> Ints:
     """What a node without state makes of ``[B, ...]``."""
     if isinstance(node, nir.Input | nir.Output):
         return x
@@ -74,24 +79,24 @@ def compute(node: nir.NIRNode, x: np.ndarray) -> np.ndarray:
     if isinstance(node, nir.Flatten):
         return x.reshape(len(x), -1)
     if isinstance(node, nir.Affine):
-        return np.einsum("oi,bi->bo", whole(node.weight), x) + whole(node.bias)
+        products: Ints = np.einsum("oi,bi->bo", whole(node.weight), x)
+        return products + whole(node.bias)
     if isinstance(node, nir.SumPool2d):
-        kernel = np.ones((x.shape[1], 1, *whole(node.kernel_size)), np.int64)
-        return correlate(x, kernel, whole(node.stride), whole(node.padding), (1, 1), x.shape[1])
+        kernel = np.ones((x.shape[1], 1, *pair(node.kernel_size)), np.int64)
+        return correlate(x, kernel, pair(node.stride), pair(node.padding), (1, 1), x.shape[1])
     if isinstance(node, nir.Conv2d):
-        sizes = (np.broadcast_to(whole(value), (2,)) for value in (node.stride, node.padding, node.dilation))
-        return correlate(x, whole(node.weight), *sizes, int(node.groups)) + whole(node.bias)[:, None, None]
+        stride, padding, dilation = pair(node.stride), pair(node.padding), pair(node.dilation)
+        sums = correlate(x, whole(node.weight), stride, padding, dilation, int(node.groups))
+        return sums + whole(node.bias)[:, None, None]
     if isinstance(node, nir.Conv1d):
-        sizes = (
-            (first, int(np.squeeze(value)))
-            for first, value in ((1, node.stride), (0, node.padding), (1, node.dilation))
-        )
-        wide = correlate(x[:, :, None], whole(node.weight)[:, :, None], *sizes, int(node.groups))[:, :, 0]
-        return wide + whole(node.bias)[:, None]
+        along = [int(np.squeeze(value)) for value in (node.stride, node.padding, node.dilation)]
+        stride, padding, dilation = ((across, size) for across, size in zip((1, 0, 1), along, strict=True))
+        wide = correlate(x[:, :, None], whole(node.weight)[:, :, None], stride, padding, dilation, int(node.groups))
+        return wide[:, :, 0] + whole(node.bias)[:, None]
     raise NotImplementedError(type(node).__name__)
 
 
-def correlate(x: np.ndarray, kernel: np.ndarray, stride, padding, dilation, groups: int) -> np.ndarray:
+def correlate(x: Ints, kernel: Ints, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Ints:
     """Every output is the sum of its window times the kernel; one product of a kernel's place at a time."""
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     out_channels, per_group, kh, kw = kernel.shape
@@ -111,9 +116,15 @@ def correlate(x: np.ndarray, kernel: np.ndarray, stride, padding, dilation, grou
     return y
 
 
-def whole(values) -> np.ndarray:
+def pair(values: Any) -> Pair:
+    """One whole number for both directions, or one for each."""
+    first, second = np.broadcast_to(whole(values), (2,)).tolist()
+    return first, second
+
+
+def whole(values: Any) -> Ints:
     """The values as int64. Fails if one is not whole."""
     array = np.asarray(values)
-    rounded = np.rint(array).astype(np.int64)
+    rounded: Ints = np.rint(array).astype(np.int64)
     assert (rounded == array).all(), "not in whole numbers"
     return rounded

@@ -107,7 +107,8 @@ def test_what_was_saved_is_read_again(case, tmp_path):
     assert again.backends["late"].divergences == agreement.backends["late"].divergences
     assert again.agreed is False
     saved = json.loads((tmp_path / "agreement.json").read_text())
-    for broken in ({**saved, "format": 1}, {**saved, "backends": 3}, {}, []):
+    contents: tuple[object, ...] = ({**saved, "format": 1}, {**saved, "backends": 3}, {}, [])
+    for broken in contents:
         (tmp_path / "broken.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match=r"broken\.json"):
             Agreement.load(tmp_path / "broken.json")

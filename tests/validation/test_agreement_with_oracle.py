@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import nir
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import networks, oracle
-from support.backends import require
+from support.backends import BACKENDS, require
 from torch import nn
 
 import bridge
@@ -39,15 +41,32 @@ def test_reference_and_file(name, steps, tmp_path):
     assert_equal(bridge.load(tmp_path / "net.nir").run(x, steps), network.layers, spikes, readout)
 
 
-@pytest.mark.parametrize("name", networks.ALL)
-@pytest.mark.parametrize(("steps", "images"), [(1, 1), (6, 5)])
+CASES = [
+    pytest.param(
+        *(backend, name, steps, images),
+        marks=[
+            *([pytest.mark.lava] if backend == "lava" else []),
+            *([pytest.mark.long] if steps == 1 and name != "residual" else []),
+        ],
+    )
+    for backend in BACKENDS
+    for name in networks.ALL
+    for steps, images in ((1, 1), (6, 5))
+]
+
+
+@pytest.mark.parametrize(("backend", "name", "steps", "images"), CASES)
 def test_backend(backend, name, steps, images):
+    """Every network, and in one of them a single step of a single image, which for the others is `long`."""
+    backend = require(backend)
     model, shape = networks.ALL[name]()
     x = networks.dyadic_images(images, shape)
     network = bridge.convert(model, x)
     native = backend.export(network.to_nir())
     expected = oracle.spikes_of_network(name, images, steps)
     assert_equal(backend.run(native, x.numpy(), steps), network.layers, *expected)
+    if backend.name == "lava" and name != "residual":
+        return  # every run of Lava is made of new Processes: once more is enough in one network
     # The same object again, on other images and another batch size: no state may be left over.
     again = networks.dyadic_images(images + 2, shape, seed=9)
     record = backend.run(native, again.numpy(), steps, membranes=True)
@@ -65,7 +84,7 @@ def topologies(draw):
     def activation(count: int) -> nn.Module:
         return networks.qcfs(draw(st.integers(1, 16)), count if draw(st.booleans()) else 0)
 
-    def conv(inputs: int, outputs: int | None = None, **fixed: int) -> nn.Conv2d:
+    def conv(inputs: int, outputs: int | None = None, **fixed: Any) -> nn.Conv2d:
         groups = draw(st.sampled_from([g for g in (1, 2, 3, 4) if inputs % g == 0 and (outputs or g) % g == 0]))
         outputs = outputs or groups * draw(st.integers(1, 3))
         if fixed:

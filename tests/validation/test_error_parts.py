@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from support import networks, oracle
+from support.layers import neurons, of_kind, ours
 from torch import nn
 
 import bridge
 from bridge import QCFS
 from bridge.agreement import PARTS
+from bridge.graph import ClipFloorShift
 from bridge.simulate.ann import activations
 from bridge.simulate.reference import simulate
 from bridge.validation.rate_error import error_parts
@@ -67,15 +69,19 @@ def test_each_part_neuron_by_neuron():
     model, shape = networks.mlp()
     network, x = bridge.convert(model.eval(), torch.zeros(1, *shape)), networks.dyadic_images(5, shape, seed=3)
     record = simulate(network.graph, x, steps, membranes=True)
+    assert network.ann is not None
     values, drives, _ = activations(network.ann, x)
     spikes, _ = oracle.spikes_of(model, x.numpy(), steps)
     second = network.layers[1]
-    layer, activation = network.graph[second], network.ann[second]
-    found = [*error_parts(layer, activation, record.spikes(second), record.membranes[second], drives[second])]
-    first_height, height = oracle.numpy(model[2].threshold), oracle.numpy(model[5].threshold)
+    layer, ann = neurons(network.graph, second), of_kind(network.ann, second, ClipFloorShift)
+    found = [*error_parts(layer, ann, record.spikes(second), record.membranes[second], drives[second])]
+    first, last = model[2], model[5]
+    assert isinstance(first, bridge.QCFS)
+    assert isinstance(last, bridge.QCFS)
+    first_height, height = oracle.numpy(first.threshold), oracle.numpy(last.threshold)
     hidden = oracle.transform(model[1], oracle.transform(model[0], x.double().numpy()))
-    z = oracle.transform(model[4], oracle.activation(hidden, model[2].levels, first_height)) / height
-    levels = model[5].levels
+    z = oracle.transform(model[4], oracle.activation(hidden, first.levels, first_height)) / height
+    levels = last.levels
 
     def evenly(drive: float, t: int) -> float:
         return min(max(math.floor(drive * t + 0.5), 0), t) / t
@@ -113,4 +119,4 @@ def test_each_part_neuron_by_neuron():
 def test_a_network_without_its_ann_has_none(tmp_path):
     network, x = roughened("mlp")
     network.save(tmp_path / "net.nir")
-    assert bridge.load(tmp_path / "net.nir").validate(x, 2, []).rate_error is None
+    assert ours(bridge.load(tmp_path / "net.nir")).validate(x, 2, []).rate_error is None

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_dask(case):
         pytest.skip('dask is not installed: pip install "distributed>=2025.1"')
     network, x, labels, expected = case
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         client.run(one_thread)
@@ -131,15 +132,15 @@ class Losing(Executor):
     def __init__(self, losses: int) -> None:
         self.losses, self.done = losses, 0
 
-    def submit(self, function, /, *arguments):
-        future: Future = Future()
+    def submit(self, function, /, *arguments, **options):
+        future: Future[Any] = Future()
         if self.losses:
             self.losses -= 1
             future.set_exception(ConnectionError("lost"))
         else:
             self.done += 1
             try:
-                future.set_result(function(*arguments))
+                future.set_result(function(*arguments, **options))
             except Exception as error:
                 future.set_exception(error)
         return future

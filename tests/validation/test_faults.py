@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 from support import networks
-from support.faults import FAULTS, IMPORTERS, STEPS, Fault, Faulty
+from support.faults import FAULTS, STEPS, Fault, Faulty
+from support.importers import IMPORTERS
 from torch import nn
 
 import bridge
@@ -21,13 +22,11 @@ def example(name: str, images: int) -> tuple[bridge.SpikingNetwork, torch.Tensor
     """A network of the catalogue and images for it."""
     if name == "random":  # no grid: weights as training leaves them
         torch.manual_seed(0)
-        model = nn.Sequential(
-            *(nn.Linear(16, 64), bridge.QCFS(8), nn.Linear(64, 64), bridge.QCFS(8), nn.Linear(64, 32)),
-            *(bridge.QCFS(8), nn.Linear(32, 4)),
-        )
+        linear = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 32)
+        model = nn.Sequential(*(part for each in linear for part in (each, bridge.QCFS(8))), nn.Linear(32, 4))
         with torch.no_grad():
-            for number in (0, 2, 4):
-                model[number].weight *= 3
+            for each in linear:
+                each.weight *= 3
         x = torch.randn(images, 16)
         return bridge.convert(model, x), x
     model, shape = networks.ALL["cnn" if name == "whole" else name]()
@@ -63,6 +62,7 @@ def test_a_fault_is_detected_and_blamed_on_its_layer(fault):
         assert got.first is None
         assert got.total_differing == 0
         return
+    assert got.first is not None
     step, layer = got.first
     assert layer == fault.layers[0]
     if fault.step is not None:
