@@ -7,6 +7,7 @@ import json
 import warnings
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path):
     whole = (tmp_path / "record.npz").read_bytes()
     with zipfile.ZipFile(tmp_path / "record.npz", "a") as archive:
         archive.filelist *= 100
-        archive._didModify = True
+        archive._didModify = True  # type: ignore[attr-defined]
     assert len((tmp_path / "record.npz").read_bytes()) > len(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,18 +237,19 @@ def test_what_is_no_record_is_refused(tmp_path):
         with pytest.raises(InputError, match=says):
             SpikeRecord.load(tmp_path / path)
     with pytest.raises(InputError, match="expected the path"):
-        SpikeRecord.load(None)
+        SpikeRecord.load(None)  # type: ignore[arg-type]
 
 
 def test_what_could_not_be_read_is_not_written(tmp_path):
     record, _ = make()
     record.save(tmp_path / "record.npz")
-    for harm in (
+    harms: tuple[dict[str, Any], ...] = (
         {"readout": record.readout.astype(np.float64)},
         {"packed": {"act": record.packed["act"][:2]}},
         {"membranes": {"other": record.membranes["act"]}},
         {"shapes": {}},
-    ):
+    )
+    for harm in harms:
         with pytest.raises(InputError, match=r"record\.npz"):
             replace(record, **harm).save(tmp_path / "record.npz")
     assert_same(record, SpikeRecord.load(tmp_path / "record.npz"))

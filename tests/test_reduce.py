@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import networks
+from support import layers, networks
 from support.backends import require
 
 import bridge
@@ -152,8 +153,9 @@ def test_one_bias_in_a_residual_network(case, name):
     # What the reference's potential is, worked out from the file's own numbers.
     assert found.first.step == found.steps
     assert found.first.backend is not None
-    fired = found.network.run(found.images, found.steps).spikes(neurons)[:-1, 0][(slice(None), *found.first.neuron)]
-    layer = found.network.graph[affine]  # one weight a channel
+    place: tuple[Any, ...] = (slice(None), *found.first.neuron)
+    fired = found.network.run(found.images, found.steps).spikes(neurons)[:-1, 0][place]
+    layer = layers.affine(found.network.graph, affine)  # one weight a channel
     drive = layer.weight[1].item() * found.images[(0, *found.first.neuron)] + layer.bias[1]
     assert found.first.reference == pytest.approx(found.steps * drive - fired.sum())
     assert found.first.backend == pytest.approx(found.first.reference + 0.5 * found.steps)
@@ -215,7 +217,7 @@ def test_what_agrees_cannot_be_reduced(case):
         reduce(network, x, STEPS, "snntorch")
     for wrong in (0, 2.5):
         with pytest.raises(InputError, match="steps: expected a whole number"):
-            reduce(network, x, wrong, "snntorch")
+            reduce(network, x, wrong, "snntorch")  # type: ignore[arg-type]
 
 
 def python(script: Path, *arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -232,7 +234,7 @@ def test_the_script_shows_it_in_another_process(case, tmp_path, monkeypatch):
     elsewhere.mkdir()
     (modules / "faulty_backend.py").write_text(BIAS_OFF.replace("LAYER", affine), encoding="utf-8")
     monkeypatch.syspath_prepend(str(modules))
-    import faulty_backend
+    import faulty_backend  # type: ignore[import-not-found]
 
     found = reduce(network, x, STEPS, faulty_backend.BiasOff(), out)
     assert found.backend == "faulty_backend:BiasOff"

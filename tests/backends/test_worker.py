@@ -27,7 +27,8 @@ from support.backends import require
 
 import bridge
 from bridge import BackendError, GraphError, InputError, registry
-from bridge.backends.subprocess_client import OtherEnvironment, RemoteNetwork, time_limit, variable
+from bridge.backends.settings import time_limit, variable
+from bridge.backends.subprocess_client import OtherEnvironment, RemoteNetwork
 from bridge.graph import Input, IntegrateFire, LayerGraph, Linear
 from bridge.nir_graph import to_nir
 from bridge.simulate.reference import simulate

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import contenders
 import numpy as np
@@ -87,7 +88,8 @@ def test_what_is_too_slow_is_left_out(monkeypatch):
         return {"quick": 0.001, "slow": 0.5, "one pass": 1.0 / steps}[run] * steps * batch
 
     monkeypatch.setattr(simulation, "timed", timed)
-    runs, past = {"a": "quick", "b": "slow", ANN: "one pass"}, {}
+    runs: Any = {"a": "quick", "b": "slow", ANN: "one pass"}  # what `timed` here makes of a run
+    past: dict[str, list[tuple[int, float]]] = {}
     seconds, left_out = simulation.race(runs, 1, 8, 2, 10.0, past)
     assert seconds == {"a": [0.008, 0.008], "b": [4.0, 4.0], ANN: [8.0, 8.0]}
     assert left_out == {}
@@ -97,7 +99,7 @@ def test_what_is_too_slow_is_left_out(monkeypatch):
     assert seconds == {"a": [0.032, 0.032], ANN: [32.0, 32.0]}
     assert left_out == {"b": "about 16 s a run"}
     assert ("slow", 32) not in asked
-    seconds, left_out = simulation.race({"b": "slow"}, 4, 8, 2, 10.0, {})  # known only once it has run
+    seconds, left_out = simulation.race({"b": runs["b"]}, 4, 8, 2, 10.0, {})  # known only once it has run
     assert seconds == {}
     assert left_out == {"b": "16 s a run"}
     assert asked.count(("slow", 32)) == 1
@@ -112,7 +114,8 @@ def test_cases_come_in_order_of_work(monkeypatch):
 
     monkeypatch.setattr(simulation, "race", race)
     options = simulation.parsed(["--steps", "8", "1", "--batches", "32", "1"])
-    simulation.speeds("digits", {"lava-fixed": None, INT8: None}, options)
+    runs: Any = {"lava-fixed": None, INT8: None}
+    simulation.speeds("digits", runs, options)
     assert met == [(1, 1, [INT8]), (8, 1, [INT8]), (1, 32, [INT8]), (8, 32, ["lava-fixed", INT8])]
 
 
@@ -155,7 +158,7 @@ def test_memory_table():
 
 
 def test_conversion_table():
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "one": {"title": "One", "conversion_seconds": {"convert": [0.3, 0.1, 0.2], "read": [1.0, 1.0, 1.0]}},
         "other": {"title": "Other", "conversion_seconds": {"convert": [2.0]}},
         "none": {"title": "None"},
@@ -273,6 +276,7 @@ def test_memory_is_measured_in_other_processes(digits):
     options = simulation.parsed(["--steps", "8"])
     network = dataclasses.replace(digits, pixels=digits.pixels[:1].repeat(32, 1, 1, 1))
     cases = [entry(8, 32, {INT8: [1.0]}, {FLOAT32: "too slow"})]
-    found = simulation.memory("digits", network, dict.fromkeys([INT8, FLOAT32]), cases, options)
+    runs: Any = dict.fromkeys([INT8, FLOAT32])
+    found = simulation.memory("digits", network, runs, cases, options)
     assert found.keys() == {INT8}
     assert 0 < found[INT8]["8"] < 1000

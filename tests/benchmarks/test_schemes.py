@@ -85,7 +85,9 @@ def test_cos(network, steps):
     shifted = {"less": 0, "more": 0}
 
     def neurons(drive):
-        v, at_spikes, at_silences = 0.5, [], []
+        v = 0.5
+        at_spikes: list[float] = []
+        at_silences: list[float] = []
         for now in drive[:first]:
             v += now
             (at_spikes if v >= 1 else at_silences).append(v)
@@ -123,7 +125,7 @@ def test_the_page(tmp_path, monkeypatch):
     accuracy.main([*run, "--page", str(tmp_path / "a.md")])
     first = (tmp_path / "a.json").read_text(encoding="utf-8")
     result = json.loads(first)["digits"]
-    of = {}
+    of: dict[tuple[str, int, int | None], list[float]] = {}
     for row in result["rows"]:
         of.setdefault((row["scheme"], row["steps"], row.get("images")), []).append(row["accuracy"])
     labels = load_digits()[3]

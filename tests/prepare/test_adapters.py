@@ -52,28 +52,35 @@ def test_same_values_ties_included(cls, levels):
         torch.testing.assert_close(ours(z), theirs(z), rtol=0, atol=0)
 
 
+def read(module: nn.Module) -> QCFS:
+    """`module` as the QCFS that it is."""
+    found = as_qcfs(module)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("cls", [Official, Older])
 @pytest.mark.parametrize("levels", [3, 8, 10, 12, 100])
 def test_same_values_with_any_threshold(cls, levels):
     theirs = cls(1.7, levels)
     z = torch.rand(4, 1000) * 3 - 0.5
-    torch.testing.assert_close(as_qcfs(theirs)(z), theirs(z))
+    torch.testing.assert_close(read(theirs)(z), theirs(z))
 
 
 def test_nothing_is_shared_and_nothing_changes():
     theirs = Official(2.0, 4).eval()
-    ours = as_qcfs(theirs)
+    ours = read(theirs)
     assert not ours.training
     with torch.no_grad():
         ours.threshold.fill_(7.0)
     assert theirs.thresh.item() == 2.0
-    assert as_qcfs(theirs.double()).threshold.dtype == torch.float64
+    assert read(theirs.double()).threshold.dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(dtype):
     theirs = Official(1.7, 32).to(dtype)
-    assert as_qcfs(theirs).threshold.dtype == dtype
+    assert read(theirs).threshold.dtype == dtype
 
 
 def test_our_own_comes_back():
@@ -159,7 +166,7 @@ def test_a_layer_without_the_shift_is_not_qcfs():
 
 
 def test_levels_that_are_whole_as_a_float():
-    assert as_qcfs(Official(2.0, 4.0)).levels == 4
+    assert read(Official(2.0, 4.0)).levels == 4
 
 
 class Mine(nn.Module):
@@ -182,13 +189,13 @@ def registered():
 def test_registered(registered):
     assert as_qcfs(Mine()) is None
     registered(Mine, lambda module: (module.count, module.height))
-    made = as_qcfs(Mine(8, 1.5))
+    made = read(Mine(8, 1.5))
     assert (made.levels, made.threshold.item()) == (8, 1.5)
-    assert as_qcfs(MineToo()).levels == 4  # a subclass
+    assert read(MineToo()).levels == 4  # a subclass
     registered(MineToo, lambda module: QCFS(16))  # nearer than Mine
-    assert as_qcfs(MineToo()).levels == 16
+    assert read(MineToo()).levels == 16
     registered(Mine, lambda module: (2, torch.ones(5)))  # again: replaced
-    assert as_qcfs(Mine()).threshold.shape == (5,)
+    assert read(Mine()).threshold.shape == (5,)
     assert is_activation(Mine())
     unregister_activation(Mine)
     unregister_activation(Mine)
@@ -197,7 +204,7 @@ def test_registered(registered):
 
 def test_registered_goes_before_what_is_known(registered):
     registered(Official, lambda module: (module.L, module.thresh.reshape(())))
-    assert as_qcfs(Official(2.0, 4, T=8)).levels == 4
+    assert read(Official(2.0, 4, T=8)).levels == 4
 
 
 @pytest.mark.parametrize(
@@ -240,6 +247,6 @@ def test_a_network_of_theirs_converts_as_one_of_ours():
     x = torch.randn(4, 6)
     a, b = convert(model, x).run(x, 8), convert(ours, x).run(x, 8)
     assert all((a.spikes(layer) == b.spikes(layer)).all() for layer in b.layers)
-    model[1].T = 4
+    model[1].T = 4  # type: ignore[assignment]
     with pytest.raises(ConversionError, match=r"1 \(Official\): .*set to spike"):
         convert(model, x)

@@ -40,7 +40,8 @@ def test_calls_become_modules():
     assert got.conv1 is model.conv1  # the weights are the model's own
     x = networks.dyadic_images(4, (1, 6, 6))
     expected = x
-    for step in (got.conv1, QCFS(4), nn.AvgPool2d(2), got.conv2, QCFS(4), nn.AvgPool2d(3, 1, 1), QCFS(4), QCFS(4)):
+    conv1, conv2 = map(got.get_submodule, ("conv1", "conv2"))
+    for step in (conv1, QCFS(4), nn.AvgPool2d(2), conv2, QCFS(4), nn.AvgPool2d(3, 1, 1), QCFS(4), QCFS(4)):
         expected = step(expected)
     assert torch.equal(got(x), model.fc(expected.flatten(1)))
     assert len(bridge.convert(got, x).layers) == 4
@@ -64,9 +65,9 @@ def test_dilated_pooling_and_unknown_choices():
     with pytest.raises(ConversionError, match="dilated"):
         replace_activations(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, dilation=2)), levels=4, max_pool="avg")
     with pytest.raises(ConversionError, match="max_pool"):
-        replace_activations(nn.Sequential(nn.ReLU()), levels=4, max_pool="sum")
+        replace_activations(nn.Sequential(nn.ReLU()), levels=4, max_pool="sum")  # type: ignore[arg-type]
     with pytest.raises(ConversionError, match=r"expected a torch\.nn\.Module"):
-        replace_activations("model.pt", levels=4)
+        replace_activations("model.pt", levels=4)  # type: ignore[arg-type]
 
 
 def test_a_second_time_there_is_nothing_left():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +38,13 @@ DISTRIBUTIONS = ("normal", "uniform", "heavy", "large", "relu6", "constant")
 
 def fitted(z: np.ndarray, levels: int = 4, **arguments) -> float:
     """λ of a bare QCFS that gets `z`."""
-    model = nn.Sequential(QCFS(levels))
+    model: Any = nn.Sequential(QCFS(levels))
     fit_thresholds(model, torch.from_numpy(z).reshape(-1, 10), **arguments)
     return model[0].threshold.item()
 
 
 def squared_error(a: np.ndarray, levels: int, threshold: float) -> float:
-    return float(((oracle.activation(a, levels, np.float64(threshold)) - a) ** 2).mean())
+    return float(((oracle.activation(a, levels, np.array(threshold)) - a) ** 2).mean())
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 8, 16])
@@ -167,7 +168,7 @@ def test_a_data_loader():
 
 
 def test_modes_statistics_and_gradients_are_left_alone():
-    model = replace_activations(network(), levels=4).train()
+    model: Any = replace_activations(network(), levels=4).train()
     model[1].eval()
     modes = [module.training for module in model.modules()]
     mean = model[1].running_mean.clone()
@@ -195,7 +196,7 @@ def test_other_precisions(dtype):
 def test_ceiling():
     z = distribution("normal") * 10
     assert fitted(z, method="max", ceiling=6) == 6
-    model = nn.Sequential(QCFS(4), nn.Linear(10, 2), QCFS(4))
+    model: Any = nn.Sequential(QCFS(4), nn.Linear(10, 2), QCFS(4))
     nn.init.ones_(model[1].weight)
     fit_thresholds(model, torch.from_numpy(z).reshape(-1, 10), method="max", ceiling=0.5)
     assert [module.threshold.item() for module in activations(model)] == [0.5, 0.5]
@@ -203,7 +204,7 @@ def test_ceiling():
 
 def test_a_shared_activation_sees_all_its_places():
     shared = QCFS(4)
-    model = nn.Sequential(shared, nn.Linear(3, 3), shared)
+    model: Any = nn.Sequential(shared, nn.Linear(3, 3), shared)
     with torch.no_grad():
         model[1].weight.copy_(torch.eye(3) * 10)
         model[1].bias.zero_()
@@ -213,7 +214,7 @@ def test_a_shared_activation_sees_all_its_places():
 
 @pytest.mark.parametrize("method", ["mse", "percentile", "max"])
 def test_dead_layers_warn_and_get_a_positive_threshold(method):
-    model = nn.Sequential(nn.Linear(3, 4), QCFS(4, per_channel=True), nn.Linear(4, 2), QCFS(4, 0.3))
+    model: Any = nn.Sequential(nn.Linear(3, 4), QCFS(4, per_channel=True), nn.Linear(4, 2), QCFS(4, 0.3))
     with torch.no_grad():
         for linear in (model[0], model[2]):
             linear.weight.zero_()
@@ -227,7 +228,7 @@ def test_dead_layers_warn_and_get_a_positive_threshold(method):
 
 
 def test_channels_of_very_different_size():
-    model = nn.Sequential(QCFS(4, per_channel=True))
+    model: Any = nn.Sequential(QCFS(4, per_channel=True))
     sizes = torch.tensor([1.0, 1e-3, 1e-9, 1e6])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,7 +289,7 @@ def test_bad_arguments_and_data(arguments, message):
 def test_models_that_cannot_be_fitted():
     with pytest.raises(ConversionError, match=r"Sequential has no bridge\.QCFS.*replace_activations"):
         fit_thresholds(network(), images())
-    model = replace_activations(network(), levels=4)
+    model: Any = replace_activations(network(), levels=4)
     with torch.no_grad():
         model[3].weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(ConversionError, match=r"what 4 gets holds \d+ values that are NaN or infinite"):
