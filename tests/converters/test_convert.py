@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def test_ann_activations_are_the_models_own(name):
             module.register_forward_hook(lambda module, _, out: seen.append(out / bridge_channels(module, out)))
     with torch.no_grad():
         output = model.eval()(x)
+    assert network.ann is not None
     normalised, _, got = activations(network.ann, x)
     assert torch.equal(got, output)
     assert len(seen) == len(normalised)
@@ -112,7 +114,7 @@ def test_padding_same_is_written_out():
         )
     )
     x = networks.dyadic_images(2, (1, 6, 7))
-    explicit = copy.deepcopy(model)
+    explicit: Any = copy.deepcopy(model)
     explicit[0].padding = (2, 2)
     expected = oracle.spikes_of(explicit, x.numpy(), 4)
     record = bridge.convert(model, x).run(x, 4)
@@ -140,7 +142,7 @@ def test_every_unsupported_module_is_listed_with_a_remedy():
 
 
 def test_every_broken_parameter_is_listed():
-    model = nn.Sequential(nn.Linear(3, 3), QCFS(4), nn.BatchNorm1d(3), nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 3), QCFS(4), nn.BatchNorm1d(3), nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2))
     with torch.no_grad():
         model[0].weight[1, 2] = float("nan")
         model[2].running_var[0] = float("inf")
@@ -364,7 +366,7 @@ def test_a_wrong_example_is_told_where_it_fails(capsys):
 
 
 def test_layers_on_other_shapes_are_refused_by_name():
-    cases = {
+    cases: dict[str, tuple[Any, torch.Tensor]] = {
         r"0 \(Linear\)": (nn.Sequential(nn.Linear(3, 3), QCFS(4), nn.Linear(3, 2)), torch.rand(2, 5, 3)),
         r"0 \(BatchNorm1d\)": (
             nn.Sequential(nn.BatchNorm1d(3), QCFS(4), nn.Flatten(), nn.Linear(3, 2)),

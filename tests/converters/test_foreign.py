@@ -6,7 +6,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from support import networks
+from support import layers, networks
 from support.backends import require
 from support.nir_graphs import dyadic
 from torch import nn
@@ -68,7 +68,7 @@ def test_spikingjellys_networks(tmp_path):
     )
     x = train(1, 8, 8)
     export_to_nir(net, x[0], tmp_path / "net.nir")
-    network = bridge.load(tmp_path / "net.nir")
+    network = layers.theirs(bridge.load(tmp_path / "net.nir"))
     assert network.dt == 1e-4
     record = network.run(x)
     for name, expected in zip(record.layers, spikes_of(net, x, spiking), strict=True):
@@ -97,7 +97,7 @@ def test_snntorchs_networks(tmp_path):
     )
     x = train(6)
     nir.write(tmp_path / "net.nir", export_to_nir(net, torch.zeros(6)))
-    network = bridge.load(tmp_path / "net.nir")
+    network = layers.theirs(bridge.load(tmp_path / "net.nir"))
     assert network.dt == 1e-4
     record = network.run(x)
     assert record.layers == ("1", "3.lif", "5", "7.lif")
@@ -137,7 +137,7 @@ def test_norses_leaky_neurons(tmp_path):
     spiking = norse.LIFBoxCell(p)
     net = norse.SequentialState(nn.Linear(6, 8), spiking)
     nir.write(tmp_path / "net.nir", norse.to_nir(net, torch.zeros(6)))
-    network = bridge.load(tmp_path / "net.nir", dt=1e-6)
+    network = layers.theirs(bridge.load(tmp_path / "net.nir", dt=1e-6))
     x = torch.rand(50, 8, 6)
     rows, state = [], None
     with torch.no_grad():

@@ -6,7 +6,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from support import networks
+from support import layers, networks
 from support.nir_graphs import chain, dyadic, graph_of, lif, like, naive, recurrent
 
 import bridge
@@ -156,7 +156,7 @@ def test_neurons_that_are_not_quite_this_packages(tmp_path):
     nir.write(tmp_path / "net.nir", graph)
     with pytest.raises(GraphError, match=r"net\.nir: .*an r other than 1"):
         bridge.load(tmp_path / "net.nir")
-    network = bridge.load(tmp_path / "net.nir", dt=1)
+    network = layers.theirs(bridge.load(tmp_path / "net.nir", dt=1))
     x = np.stack([dyadic(4, *shape, seed=seed) for seed in range(STEPS)])
     expected = naive(graph, x, 1.0, {(f"{name}_reset", f"{name}_membrane"): np.zeros(1) for name in loops})
     got = network.run(x)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import nir
 import numpy as np
 import pytest
 import torch
-from support import networks
+from support import layers, networks
 from support.nir_graphs import chain, dyadic, graph_of, lif, like, recurrent
 
 import bridge
@@ -56,7 +58,8 @@ def no_node() -> nir.NIRGraph:
     return graph
 
 
-REFUSED = {
+text: Any = "long"
+REFUSED: dict[str, tuple[Any, Any, str]] = {
     "no dt": (missing_dt, None, "'n2' .IF.: r = 1 .*give the time step with dt"),
     "odd r": (lambda: chain(nir.IF(r=like(2.0, 6), v_threshold=like(1.0, 6))), None, "r = 2 .*with dt"),
     "tau in steps": (lambda: chain(lif(6, tau=20.0)), None, "'n0': a time constant or delay of 1 or more .*dt"),
@@ -79,7 +82,7 @@ REFUSED = {
         "'n0': a step of dt = 0.0001 is longer than its time constant 0",
     ),
     "short synapse": (lambda: chain(cuba(tau_syn=5e-5)), None, "'n0': a step of dt = 0.0001 is longer"),
-    "text": (lambda: chain(lif(6, tau="long")), None, "'n0': expected tau of finite numbers"),
+    "text": (lambda: chain(lif(6, tau=text)), None, "'n0': expected tau of finite numbers"),
     "flatten": (lambda: chain(lif(6), nir.Flatten({"input": None}, 1, -1)), None, "'n1' .Flatten.: dimensions 1 to"),
     "no spikes": (lambda: chain(nir.Linear(dyadic(3, 6))), None, "nothing spikes"),
     "no shape": (lambda: chain(lif(6), size=()), None, "'n0'|at least one dimension"),
@@ -108,7 +111,7 @@ def test_load_tells_whose_file_it_is(tmp_path):
     nir.write(tmp_path / "theirs.nir", missing_dt())
     with pytest.raises(GraphError, match=r"theirs\.nir: node 'n2' .IF.: r = 1"):
         bridge.load(tmp_path / "theirs.nir")
-    network = bridge.load(tmp_path / "theirs.nir", dt=1e-4)
+    network = layers.theirs(bridge.load(tmp_path / "theirs.nir", dt=1e-4))
     assert repr(network) == "ForeignNetwork([6] -> [3], 2 spiking layers, dt = 0.0001)"
     assert network.nir.nodes.keys() == missing_dt().nodes.keys()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import nir
@@ -52,11 +53,17 @@ def test_the_motif_and_nothing_else():
         assert (reset, membrane) in graph.edges
 
 
+def pair(values) -> tuple[int, int]:
+    one, other = np.broadcast_to(values, 2)
+    return int(one), int(other)
+
+
 def naive_nir(graph: nir.NIRGraph, x: np.ndarray, steps: int) -> dict[str, np.ndarray]:
     """NIR's own primitives, node by node, time step by time step, knowing nothing of neurons: float64, no batch."""
     modules = {nir.Affine: nn.Linear, nir.Conv2d: nn.Conv2d, nir.AvgPool2d: nn.AvgPool2d}
 
     def module(node):
+        made: nn.Linear | nn.Conv2d
         if isinstance(node, nir.Affine):
             made = nn.Linear(node.weight.shape[1], node.weight.shape[0])
         elif isinstance(node, nir.Conv2d):
@@ -65,11 +72,14 @@ def naive_nir(graph: nir.NIRGraph, x: np.ndarray, steps: int) -> dict[str, np.nd
                 per_group * int(node.groups),
                 out,
                 tuple(kernel),
-                *(tuple(int(v) for v in np.broadcast_to(o, 2)) for o in (node.stride, node.padding, node.dilation)),
+                pair(node.stride),
+                pair(node.padding),
+                pair(node.dilation),
                 groups=int(node.groups),
             )
         else:
-            return nn.AvgPool2d(*(tuple(int(v) for v in o) for o in (node.kernel_size, node.stride, node.padding)))
+            return nn.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding))
+        assert made.bias is not None
         made.weight.data, made.bias.data = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
         return made
 
@@ -78,10 +88,11 @@ def naive_nir(graph: nir.NIRGraph, x: np.ndarray, steps: int) -> dict[str, np.nd
         a for a, b in graph.edges if isinstance(graph.nodes[a], nir.Scale) and isinstance(graph.nodes[b], nir.I)
     }
     made = {name: module(node) for name, node in graph.nodes.items() if type(node) in modules}
-    integral, previous = {}, {}
-    history = {name: [] for name in graph.nodes}
+    integral: dict[str, Any] = {}
+    previous: dict[str, Any] = {}
+    history: dict[str, list[Any]] = {name: [] for name in graph.nodes}
     for _ in range(steps):
-        value = {}
+        value: dict[str, Any] = {}
         while len(value) < len(graph.nodes):
             for name, node in graph.nodes.items():
                 if name in value:
@@ -182,7 +193,7 @@ def test_paths_that_cannot_be_written(tmp_path):
     with pytest.raises(bridge.InputError, match="path of a file"):
         snn.save(["net.nir"])
     with pytest.raises(GraphError, match="path of a NIR file"):
-        bridge.load(["net.nir"])
+        bridge.load(["net.nir"])  # type: ignore[arg-type]
     (tmp_path / "link.nir").symlink_to(tmp_path / "target.nir")
     snn.save(tmp_path / "link.nir")
     assert (tmp_path / "link.nir").is_symlink()

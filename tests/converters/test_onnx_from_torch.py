@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from support import networks
 from support.onnx_models import EXPORTER_WARNINGS, EXPORTERS, assert_same, evaluated, export, kinds, runtime
+from support.same_nir import same_nir_up_to_names
 from torch import nn
 
+import bridge
 from bridge import QCFS
 from bridge.converters.onnx_files.capture import capture
 from bridge.converters.onnx_files.writer import write
@@ -125,45 +130,71 @@ class View(nn.Module):
         return x.view(x.size(0), x.size(1) * x.size(2) * x.size(3))
 
 
-POOLS = {
-    "adaptive": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    "mean": MeanOverSpace,
-    "mean_kept": lambda: MeanOverSpace(True),
-    "view": lambda: nn.Sequential(nn.AvgPool2d(4), View()),
+def pooled(pool: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), networks.qcfs(4, 6), pool, nn.Linear(6, 3))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual": (lambda: Residual(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())), (2, 8, 8)),
+    "mean": (lambda: pooled(MeanOverSpace()), (2, 8, 8)),
+    "mean, kept": (lambda: pooled(MeanOverSpace(True)), (2, 8, 8)),
+    "view": (lambda: pooled(nn.Sequential(nn.AvgPool2d(4), View())), (2, 8, 8)),
+    "branches": (Branches, (2, 8, 6)),
+    "signal": (Signal1d, (2, 15)),
 }
+NAMES = {
+    "branches": (["act", "wide_1", "thin_1", "pool_2"], {"stem", "wide_0", "thin_0", "fc"}),
+    "signal": (["layer_1", "layer_3"], set()),
+}
+"""Of the activations, all of them, and of some other layers."""
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+def of_each_exporter(*cases: Any, long: Container[Any] = ()) -> list[Any]:
+    """What `cases` say, with each exporter; those of "dynamo", which takes seconds for each, `long` where it says so."""
+    return [
+        pytest.param(*case, exporter, marks=[pytest.mark.long] if exporter == "dynamo" and case in long else [])
+        for case in cases
+        for exporter in EXPORTERS
+    ]
+
+
 @pytest.mark.parametrize(
-    ("name", "batch"),
-    [*((name, None) for name in networks.ALL), *((name, at) for name in ("cnn", "dense") for at in (1, 2))],
+    ("name", "batch", "exporter"),
+    of_each_exporter(
+        *((name, None) for name in networks.ALL),
+        *((name, at) for name in ("cnn", "dense") for at in (1, 2)),
+        long=[("cnn", 1), ("dense", 2)],
+    ),
 )
-def test_torch_to_onnx_and_back_is_what_torch_gives(name, exporter, batch, tmp_path):
+def test_what_torch_exports_is_read_as_what_torch_has(name, batch, exporter, tmp_path):
+    """The same layers of the ANN, and then the same NIR graph and the same spikes."""
     if (name, exporter) == ("dense", "legacy"):
         pytest.skip("torch's older exporter has no ChannelShuffle")
     model, shape = networks.ALL[name]()
-    got = capture(export(model, shape, tmp_path / "m.onnx", exporter, batch))
+    path = export(model, shape, tmp_path / "m.onnx", exporter, batch)
+    got = capture(path)
     expected = capture_torch(model, torch.zeros(2, *shape))
     # the exporters fold batch norms behind convolutions themselves
     assert_same(fold_batch_norm(got), fold_batch_norm(expected))
     spiking = [[layer.name for layer in graph if isinstance(layer, ClipFloorShift)] for graph in (got, expected)]
     assert spiking[0] == spiking[1]
+    x = networks.dyadic_images(2, shape)
+    network, direct = bridge.convert(path), bridge.convert(model, x)
+    same_nir_up_to_names(network.to_nir(), direct.to_nir())
+    np.testing.assert_array_equal(network.run(x, 4).readout, direct.run(x, 4).readout)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize(
-    ("make", "shape"),
-    [
-        *((lambda pool=pool: Residual(pool()), (2, 8, 8)) for pool in POOLS.values()),
-        (Branches, (2, 8, 6)),
-        (Signal1d, (2, 15)),
-    ],
-    ids=[*(f"residual-{pool}" for pool in POOLS), "branches", "signal"],
-)
-def test_joins_pools_and_signals(make, shape, exporter, tmp_path):
+@pytest.mark.parametrize(("name", "exporter"), of_each_exporter(*((name,) for name in MODELS), long=[("residual",)]))
+def test_joins_pools_and_signals(name, exporter, tmp_path):
+    make, shape = MODELS[name]
     model = networks.make_dyadic(make()).eval()
     path = export(model, shape, tmp_path / "m.onnx", exporter)
     graph = capture(path)
+    assert all(layer.name.isidentifier() for layer in graph)
+    if name in NAMES:  # those of torch's modules
+        activations, others = NAMES[name]
+        assert [layer.name for layer in graph if isinstance(layer, ClipFloorShift)] == activations
+        assert others <= {layer.name for layer in graph}
     x = networks.dyadic_images(5, shape)
     with torch.no_grad():
         expected = model(x).numpy()
@@ -174,19 +205,21 @@ def test_joins_pools_and_signals(make, shape, exporter, tmp_path):
     assert_same(capture(tmp_path / "again.onnx"), graph, names=True)
 
 
-def test_names_are_those_of_torch_modules(tmp_path):
-    for exporter in EXPORTERS:
-        graph = capture(export(networks.make_dyadic(Branches()), (2, 8, 6), tmp_path / f"{exporter}.onnx", exporter))
-        spiking = [layer.name for layer in graph if isinstance(layer, ClipFloorShift)]
-        assert spiking == ["act", "wide_1", "thin_1", "pool_2"]
-        assert {"stem", "wide_0", "thin_0", "fc"} <= {layer.name for layer in graph}
-        assert all(layer.name.isidentifier() for layer in graph)
+THRESHOLDS = (1.0, 8.0, 3.7, 0.013)
+EVERY = [(levels, threshold) for levels in (1, 4, 6, 7, 10, 32) for threshold in THRESHOLDS]
+SOME = [*zip((1, 6, 7, 10), THRESHOLDS, strict=True), *zip((4, 7, 32, 1), THRESHOLDS, strict=True)]
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(
+    ("given", "exporter"),
+    [
+        pytest.param(EVERY, "legacy", id="legacy"),
+        pytest.param(SOME, "dynamo", id="dynamo, some"),
+        pytest.param(EVERY, "dynamo", id="dynamo", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("kind", [Official, Older])
-def test_the_authors_layers(kind, exporter, tmp_path):
-    given = [(levels, threshold) for levels in (1, 4, 6, 7, 10, 32) for threshold in (1.0, 8.0, 3.7, 0.013)]
+def test_the_authors_layers(kind, given, exporter, tmp_path):
     model = nn.Sequential(*(part for each in given for part in (nn.Linear(3, 3), kind(*each))), nn.Linear(3, 3))
     graph = capture(export(model, (3,), tmp_path / "m.onnx", exporter))
     assert kinds(graph) == [Input, *[Linear, ClipFloorShift] * len(given), Linear]
@@ -196,10 +229,13 @@ def test_the_authors_layers(kind, exporter, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("channels", [0, 3])
-def test_lambda_comes_back_to_the_last_bit(channels, exporter, tmp_path):
+def test_lambda_comes_back_to_the_last_bit(exporter, tmp_path):
+    """One λ for all channels, and one for each."""
     generator = torch.Generator().manual_seed(1)
-    given = [(levels, torch.rand(channels or (), generator=generator) * 3 + 0.01) for levels in (1, 3, 4, 7, 10)]
+    shapes: list[tuple[int, ...]] = [(), (3,)]
+    given = [
+        (levels, torch.rand(shape, generator=generator) * 3 + 0.01) for levels in (1, 3, 4, 7, 10) for shape in shapes
+    ]
     model = nn.Sequential(*(part for each in given for part in (nn.Conv2d(3, 3, 1), QCFS(*each))))
     graph = capture(export(model, (3, 2, 2), tmp_path / "m.onnx", exporter))
     found = [layer for layer in graph if isinstance(layer, ClipFloorShift)]
@@ -230,7 +266,7 @@ def test_older_opsets(opset, tmp_path):
 
 def test_external_data_beside_the_model_is_read(tmp_path):
     model, shape = networks.mlp()
-    path = export(model, shape, tmp_path / "m.onnx", "dynamo")
+    path = export(model, shape, tmp_path / "m.onnx", "legacy")
     loaded = onnx.load(path)
     onnx.save(loaded, tmp_path / "outside.onnx", save_as_external_data=True, size_threshold=0, location="weights.bin")
     assert (tmp_path / "weights.bin").stat().st_size > 0

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support import networks
+from support import layers, networks
 from support.onnx_models import (
     EXPORTER_WARNINGS,
     EXTRA,
@@ -24,12 +24,24 @@ from torch import nn
 
 from bridge import QCFS, BridgeError
 from bridge.converters.onnx_files.capture import capture
-from bridge.graph import Add, AvgPool2d, BatchNorm, ClipFloorShift, Concat, Conv1d, Conv2d, Flatten, Input, Linear
+from bridge.graph import (
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    ClipFloorShift,
+    Concat,
+    Conv1d,
+    Conv2d,
+    Flatten,
+    Input,
+    Layer,
+    Linear,
+)
 
 pytestmark = EXPORTER_WARNINGS
 
 POOL = "y=AveragePool<kernel_shape=[2,2],strides=[2,2]"
-OPERATORS = {
+OPERATORS: dict[str, tuple[str, str, list[type[Layer]]]] = {
     "gemm": ("N,4 N,3", "y=Gemm(z,w,b)", [Linear]),
     "gemm without bias": ("N,4 N,3", "y=Gemm(z,w)", [Linear]),
     "gemm alpha beta": ("N,4 N,3", "y=Gemm<alpha=0.5,beta=2.0,transB=1>(z,v,c)", [Linear]),
@@ -110,7 +122,7 @@ def test_other_float_types_are_converted(kind, tmp_path):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(kind), tensor.name))
     onnx.save(model, tmp_path / "m.onnx")
     graph = capture(tmp_path / "m.onnx")
-    assert graph.output.weight.tolist() == [[1, 4, 7, 1], [2, 5, 8, 2], [3, 6, 9, 3]]
+    assert layers.affine(graph, graph.output.name).weight.tolist() == [[1, 4, 7, 1], [2, 5, 8, 2], [3, 6, 9, 3]]
 
 
 def test_bfloat16_is_converted_and_constants_are_cast_like_others(tmp_path):
@@ -120,7 +132,7 @@ def test_bfloat16_is_converted_and_constants_are_cast_like_others(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     graph = capture(tmp_path / "m.onnx")
     assert kinds(graph) == [Input, ClipFloorShift, Linear]
-    assert graph.output.weight.tolist() == [[1.0] * 4] * 3
+    assert layers.affine(graph, graph.output.name).weight.tolist() == [[1.0] * 4] * 3
 
 
 def test_only_one_and_two_dimensions(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support import networks
+from support import layers, networks
 from support.onnx_models import build, constants, evaluated, kinds, refusal, runtime, spike
 
 from bridge import BridgeError
@@ -53,8 +53,9 @@ def test_qcfs_in_its_usual_orders(form, tmp_path):
     build(constants(values) + body, path=tmp_path / "m.onnx")
     graph = capture(tmp_path / "m.onnx")
     assert kinds(graph) == [Input, ClipFloorShift]
-    assert graph.output.levels == 4
-    assert graph.output.threshold.tolist() == [2.0] * 4
+    output = layers.of_kind(graph, graph.output.name, ClipFloorShift)
+    assert output.levels == 4
+    assert output.threshold.tolist() == [2.0] * 4
     x = networks.dyadic_images(20, (4,)) * 4
     np.testing.assert_array_equal(evaluated(graph, x), runtime(tmp_path / "m.onnx", x))
 
@@ -65,7 +66,7 @@ def test_qcfs_with_clip_attributes_and_thresholds_as_initializers(tmp_path):
     build(body, x="float[N,4,2,2] x", y="float[N,4,2,2] y", opset=9, path=tmp_path / "m.onnx", extra=extra)
     graph = capture(tmp_path / "m.onnx")
     assert kinds(graph) == [Input, ClipFloorShift]
-    assert graph.output.threshold.tolist() == [1, 2, 4, 0.5]
+    assert layers.of_kind(graph, graph.output.name, ClipFloorShift).threshold.tolist() == [1, 2, 4, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +123,11 @@ def test_an_activation_that_several_layers_read_is_one_layer(tmp_path):
 )
 @pytest.mark.parametrize("form", ["paper", "authors"])
 def test_constants_that_are_not_those_of_qcfs(form, changes, says, tmp_path):
-    values, body = FORMS[form]
-    values = dict(pair.split("=") for pair in f"{values} {changes}".split())
+    usual, body = FORMS[form]
+    values = dict(pair.split("=") for pair in f"{usual} {changes}".split())
     model = build(body, extra="<" + ",".join(f"float {name}={{0}}" for name in values) + ">")
     for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(np.float32(values[tensor.name]), tensor.name))
+        tensor.CopyFrom(numpy_helper.from_array(np.array(values[tensor.name], np.float32), tensor.name))
     onnx.save(model, tmp_path / "m.onnx")
     assert says in refusal(tmp_path / "m.onnx")
 

@@ -27,6 +27,12 @@ def affine(graph: LayerGraph, name: str) -> Affine:
     return of_kind(graph, name, Affine)
 
 
+def theirs(network: SpikingNetwork | ForeignNetwork) -> ForeignNetwork:
+    """What was loaded from a file, which holds another tool's network."""
+    assert isinstance(network, ForeignNetwork)
+    return network
+
+
 def ours(network: SpikingNetwork | ForeignNetwork) -> SpikingNetwork:
     """What was loaded from a file, which holds one of our own networks."""
     assert isinstance(network, SpikingNetwork)
