@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,11 @@ def torch_backend(request):
 @pytest.fixture(scope="session")
 def browser():
     """Chromium. Where it is missing, skips on a user's machine and fails in CI."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if sync_playwright is None or not CHROMIUM.exists():
+    if find_spec("playwright") is None or not CHROMIUM.exists():
         message = "the page needs a browser: pip install playwright; apt-get install chromium"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, "--disable-sync"])
         yield chromium
@@ -51,3 +50,12 @@ def browser():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """For what is compared to the last bit with what another process computed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

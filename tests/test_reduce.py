@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -220,39 +221,47 @@ def test_what_agrees_cannot_be_reduced(case):
             reduce(network, x, wrong, "snntorch")  # type: ignore[arg-type]
 
 
-def python(script: Path, *arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(path)}
-    command = [sys.executable, str(script), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False)
-
-
-def test_the_script_shows_it_in_another_process(case, tmp_path, monkeypatch):
+def test_the_script_shows_it_in_another_process(case, tmp_path, monkeypatch, capsys):
     network, x, affine, neurons = case
     require("snntorch")
-    modules, elsewhere, out = tmp_path / "modules", tmp_path / "elsewhere", tmp_path / "deep" / "out"
+    modules, elsewhere, out, more = (tmp_path / name for name in ("modules", "elsewhere", "deep/out", "more"))
     modules.mkdir()
     elsewhere.mkdir()
     (modules / "faulty_backend.py").write_text(BIAS_OFF.replace("LAYER", affine), encoding="utf-8")
     monkeypatch.syspath_prepend(str(modules))
+    monkeypatch.chdir(elsewhere)
     import faulty_backend  # type: ignore[import-not-found]
 
     found = reduce(network, x, STEPS, faulty_backend.BiasOff(), out)
     assert found.backend == "faulty_backend:BiasOff"
     assert sorted(file.name for file in out.iterdir()) == ["images.npy", "network.nir", "reproduce.py"]
-    done = python(out / "reproduce.py", path=modules, cwd=elsewhere)
+    done = subprocess.run(
+        [sys.executable, out / "reproduce.py"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.strip() == f"faulty_backend:BiasOff: {found.first}"
     assert repr(neurons) in done.stdout
-    exact = python(out / "reproduce.py", "snntorch", path=modules, cwd=elsewhere)
-    assert exact.returncode == 0, exact.stderr
-    assert "every spike and the readout are the reference's" in exact.stdout
+
+    def here(script: Path, *arguments: str) -> Any:
+        """Its exit status, in this process."""
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        return ended.value.code
+
+    assert here(out / "reproduce.py", "snntorch") == 0
+    assert "every spike and the readout are the reference's" in capsys.readouterr().out
 
     class Hidden(faulty_backend.BiasOff):
         """Only here."""
 
-    reduce(network, x, STEPS, Hidden(), out)
-    unnamed = python(out / "reproduce.py", path=modules, cwd=elsewhere)
-    assert unnamed.returncode == 2
-    assert "python reproduce.py MODULE:ATTRIBUTE" in unnamed.stderr
-    assert python(out / "reproduce.py", "faulty_backend:BiasOff", path=modules, cwd=elsewhere).returncode == 1
-    assert np.load(out / "images.npy").shape == (1, *found.images.shape[1:])
+    reduce(network, x, STEPS, Hidden(), more)
+    assert here(more / "reproduce.py") == 2
+    assert "python reproduce.py MODULE:ATTRIBUTE" in capsys.readouterr().err
+    assert here(more / "reproduce.py", "faulty_backend:BiasOff") == 1
+    assert np.load(more / "images.npy").shape == (1, *found.images.shape[1:])

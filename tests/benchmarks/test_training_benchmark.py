@@ -26,7 +26,9 @@ def noise(images: int = 24) -> Dataset:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, one in TRAININGS.items() if one.data == "cifar10"])
+@pytest.mark.parametrize(
+    "name", ["resnet20-cifar10", "resnet18-cifar10", pytest.param("vgg16-cifar10", marks=pytest.mark.long)]
+)
 def test_a_fraction_of_an_epoch(name, tmp_path):
     """Three steps of each stage, in the paper's own batches' stead of 8 images."""
     planned = TRAININGS[name]
@@ -50,6 +52,14 @@ def test_the_weights_of_the_package_say_the_same_recipes(name):
     used = [Recipe(**json.loads(one["recipe"])) for one in [*json.loads(found.get("earlier", "[]")), found]]
     planned = TRAININGS[name].stages
     assert [replace(stage, precision=one.precision) for stage, one in zip(planned, used, strict=True)] == used
+
+
+def test_every_recipe_for_cifar10_is_tried_here():
+    assert {name for name, one in TRAININGS.items() if one.data == "cifar10"} == {
+        "resnet18-cifar10",
+        "resnet20-cifar10",
+        "vgg16-cifar10",
+    }
 
 
 def test_by_name(tmp_path, capsys):

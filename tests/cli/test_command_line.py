@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,25 +16,24 @@ from typer.testing import CliRunner
 
 import bridge
 from bridge import registry
-from bridge.cli import app
+from bridge.cli import app, demo
+from bridge.zoo.digits import load_digits
 from exporters.base import probe
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What another Python says."""
+    variables = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
 
 
 def test_doctor_lists_every_backend():
     for name in BACKENDS:
         require(name)
-    done = run("bridge.cli", "doctor", COLUMNS="200")
-    assert done.returncode == 0, done.stderr
-    for name in (*BACKENDS, "lava-nc 0.10.0", "spikingjelly 2.0.0", "snntorch 1.0.0"):
-        assert name in done.stdout
-    again = CliRunner().invoke(app, ["doctor"])
-    assert again.exit_code == 0
-    assert "yes" in again.output
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["doctor"])
+    assert done.exit_code == 0, done.output
+    for name in (*BACKENDS, "yes", "lava-nc 0.10.0", "spikingjelly 2.0.0", "snntorch 1.0.0"):
+        assert name in done.output
 
 
 def test_doctor_without_the_frameworks(tmp_path):
@@ -41,8 +41,18 @@ def test_doctor_without_the_frameworks(tmp_path):
     for package in ("lava", "nengo", "norse", "onnxruntime", "rockpool", "sinabs", "snntorch", "spikingjelly", "spyx"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('not here')")
-    done = run("bridge.cli", "doctor", PYTHONPATH=str(tmp_path), COLUMNS="200")
-    assert done.returncode == 1
+    code = (
+        "import torch, bridge, bridge.cli\n"
+        "print('status', bridge.cli.app(['doctor'], standalone_mode=False))\n"
+        "net = bridge.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), bridge.QCFS(4)), torch.zeros(1, 2))\n"
+        "try:\n"
+        "    net.validate(torch.zeros(1, 2), 2)\n"
+        "except bridge.BackendError as error:\n"
+        "    print(error)\n"
+        "net.validate(torch.zeros(1, 2), 2, ['snntorch'])"
+    )
+    done = run("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]), COLUMNS="200")
+    assert "status 1\nno backend is usable here. To get one: lava: pip install" in done.stdout
     assert 'pip install "spikingjelly>=2.0.0"' in done.stdout
     assert 'pip install "snntorch>=1.0.0"' in done.stdout
     assert 'pip install "qcfs-bridge[onnxruntime]"' in done.stdout
@@ -51,28 +61,18 @@ def test_doctor_without_the_frameworks(tmp_path):
     assert done.stdout.count("not here") == 11
     assert all(f'pip install "{name}>=' in done.stdout for name in ("nengo", "norse", "rockpool", "spyx"))
     assert "pip install --no-deps sinabs==3.1.3" in done.stdout
-    code = (
-        "import torch, bridge\n"
-        "net = bridge.convert(torch.nn.Sequential(torch.nn.Linear(2, 2), bridge.QCFS(4)), torch.zeros(1, 2))\n"
-        "try:\n"
-        "    net.validate(torch.zeros(1, 2), 2)\n"
-        "except bridge.BackendError as error:\n"
-        "    print(error)\n"
-        "net.validate(torch.zeros(1, 2), 2, ['snntorch'])"
-    )
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.startswith("no backend is usable here. To get one: lava: pip install")
     assert "BackendError: backend 'snntorch' is not usable: import snntorch failed" in done.stderr
 
 
 def test_importing_the_package_imports_no_framework():
+    """Nor onnx, which only reading or writing such a file needs."""
     code = (
         "import bridge, exporters.lava, exporters.onnx_runtime, exporters.snntorch, exporters.spikingjelly, sys\n"
+        "import bridge.converters.onnx_files.capture, bridge.converters.onnx_files.writer\n"
         "print(sorted(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.replace("'", "").strip("[]\n").split(", "))
     assert not loaded & {
         *("lava", "onnx", "onnxruntime", "snntorch", "spikingjelly"),
@@ -108,21 +108,44 @@ def test_a_backend_that_cannot_be_loaded(monkeypatch):
 
 @pytest.mark.lava
 @pytest.mark.slow
-def test_demo(tmp_path):
-    """The main job, as a user runs it."""
+def test_demo(tmp_path, monkeypatch):
+    """The main job, on a third of the test images."""
+
+    def fewer(*arguments: Any) -> Any:
+        x, y, x_test, y_test = load_digits(*arguments)
+        return x, y, x_test[:150], y_test[:150]
+
     for name in BACKENDS:
         require(name)
-    done = run("bridge.cli", "demo", "--out", str(tmp_path / "out"), COLUMNS="120")
+    monkeypatch.setattr(demo, "load_digits", fewer)
+    monkeypatch.setattr(demo, "LAVA_IMAGES", 8)
+    done = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["demo", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("equal") >= 3
+    check_demo(tmp_path / "out", 150, 8)
+
+
+@pytest.mark.lava
+@pytest.mark.long
+def test_the_whole_demo(tmp_path):
+    """As a user runs it."""
+    for name in BACKENDS:
+        require(name)
+    done = run("-m", "bridge.cli", "demo", "--out", str(tmp_path / "out"), COLUMNS="120")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal") >= 3
-    result = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    check_demo(tmp_path / "out", 450, 60)
+
+
+def check_demo(out: Path, images: int, by_lava: int) -> None:
+    result = json.loads((out / "agreement.json").read_text())
     assert result["steps"] == 8
     assert result["ann_accuracy"] >= 0.97
     assert {name: entry["images"] for name, entry in result["backends"].items()} == {
-        "spikingjelly": 450,
-        "snntorch": 450,
-        "onnxruntime": 450,
-        "lava": 60,
+        "spikingjelly": images,
+        "snntorch": images,
+        "onnxruntime": images,
+        "lava": by_lava,
     }
     for entry in result["backends"].values():
         assert entry["unexplained"] == 0
@@ -132,12 +155,12 @@ def test_demo(tmp_path):
     assert abs(result["reference"]["accuracy"][-1] - result["ann_accuracy"]) <= 0.01
     for name in ("spikingjelly", "snntorch", "onnxruntime"):
         assert abs(result["backends"][name]["accuracy"][-1] - result["ann_accuracy"]) <= 0.01
-    assert (tmp_path / "out" / "rate_error.png").stat().st_size > 10_000
+    assert (out / "rate_error.png").stat().st_size > 10_000
     # The file that the demo wrote is the network: without the model, it classifies the same.
-    from bridge.zoo.digits import load_digits
-
     _, _, x, y = load_digits()
-    record = bridge.load(tmp_path / "out" / "digits.nir").run(x, 8)
-    accuracy = (record.outputs()[-1].argmax(axis=1) == y).mean()
+    network = bridge.load(out / "digits.nir")
+    assert isinstance(network, bridge.SpikingNetwork)
+    record = network.run(x[:images], 8)
+    accuracy = (record.outputs()[-1].argmax(axis=1) == y[:images]).mean()
     assert accuracy == pytest.approx(result["reference"]["accuracy"][-1])
     assert np.isfinite(record.readout).all()

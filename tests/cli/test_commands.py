@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
+import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +21,10 @@ from support.backends import require
 from typer.testing import CliRunner
 
 import bridge
+from bridge import SpikingNetwork
 from bridge.cli import app
+from bridge.graph import Conv2d, IntegrateFire
+from bridge.passes.calibration import gradient
 from bridge.records import SpikeRecord
 
 MODEL = """
@@ -38,26 +44,34 @@ def broken():
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with a model, a network of each kind, and images; the current one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("mymodels", None)
-    (tmp_path / "mymodels.py").write_text(MODEL)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a model, a network of each kind, and images."""
+    path = tmp_path_factory.mktemp("files")
+    (path / "mymodels.py").write_text(MODEL)
     model, shape = networks.cnn()
     x = networks.dyadic_images(6, shape)
     network = bridge.convert(model, x)
-    network.save("cnn.nir")
-    network.ann_to_onnx("cnn.onnx")
-    network.quantize(8, calibration=x).save("whole.nir")
-    np.save("x.npy", x.numpy())
-    np.savez("both.npz", x=x.numpy(), y=np.arange(6) % 4)
-    np.save("y.npy", np.arange(6) % 4)
-    (tmp_path / "pictures").mkdir()
+    network.save(path / "cnn.nir")
+    network.ann_to_onnx(path / "cnn.onnx")
+    network.quantize(8, calibration=x).save(path / "whole.nir")
+    np.save(path / "x.npy", x.numpy())
+    np.savez(path / "both.npz", x=x.numpy(), y=np.arange(6) % 4)
+    np.save(path / "y.npy", np.arange(6) % 4)
+    (path / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for number in range(3):
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path / "pictures" / f"{number}.png")
+    return path
+
+
+@pytest.fixture
+def folder(files, tmp_path, monkeypatch):
+    """A copy of it; the current folder."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("mymodels", None)
     return tmp_path
 
 
@@ -67,13 +81,21 @@ def call(*arguments: str, status: int = 0) -> str:
     return result.stdout if status < 2 else result.stderr.replace("\n", "")
 
 
+def loaded(path: str) -> SpikingNetwork:
+    network = bridge.load(path)
+    assert isinstance(network, SpikingNetwork)
+    return network
+
+
 def test_inspect(folder):
     rows = json.loads(call("inspect", "cnn.nir", "--json"))
-    network = bridge.load("cnn.nir")
+    network = loaded("cnn.nir")
     assert [row["name"] for row in rows] == [layer.name for layer in network.graph]
     assert rows[0] == {"name": "input", "kind": "Input", "inputs": [], "shape": [2, 9, 7], "parameters": 0}
     conv = next(row for row in rows if row["name"] == "layer_0")
-    assert conv["parameters"] == network.graph["layer_0"].weight.size + 6
+    layer = network.graph["layer_0"]
+    assert isinstance(layer, Conv2d)
+    assert conv["parameters"] == layer.weight.size + 6
     for source in ("cnn.nir", "cnn.onnx"):
         text = call("inspect", source)
         assert "IntegrateFire" in text
@@ -87,9 +109,9 @@ def test_convert(folder):
     one, other = bridge.load("cnn.nir").run(x, 4), bridge.load("again.nir").run(x, 4)
     assert [one.packed[a].tobytes() for a in one.layers] == [other.packed[b].tobytes() for b in other.layers]
     call("convert", "mymodels:small", "small.nir", "--images", "pictures")
-    assert bridge.load("small.nir").graph.input.shape == (1, 8, 8)
+    assert loaded("small.nir").graph.input.shape == (1, 8, 8)
     call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
-    assert bridge.load("whole8.nir").graph.integer
+    assert loaded("whole8.nir").graph.integer
 
 
 def test_run_and_compare(folder):
@@ -149,13 +171,17 @@ def test_pictures_are_pixels_to_whole_numbers(folder):
     assert np.array_equal(SpikeRecord.load("spikes.npz").readout, expected.readout)
 
 
-def test_converting_for_few_steps(folder):
+def test_converting_for_few_steps(folder, monkeypatch):
     """The file holds the calibrated network: levels of its own, the same layers."""
+    monkeypatch.setattr(gradient, "FEWEST_STEPS", 20)  # is quicker, and good enough to differ
     call("convert", "cnn.onnx", "plain.nir")
     call("convert", "cnn.onnx", "two.nir", "--images", "x.npy", "--calibrate", "2")
-    plain, two = bridge.load("plain.nir"), bridge.load("two.nir")
+    plain, two = loaded("plain.nir"), loaded("two.nir")
     assert set(plain.layers) == set(two.layers)
-    assert any((plain.graph[name].level != two.graph[name].level).any() for name in plain.layers)
+    neurons = [(plain.graph[name], two.graph[name]) for name in plain.layers]
+    levels = [(a.level, b.level) for a, b in neurons if isinstance(a, IntegrateFire) and isinstance(b, IntegrateFire)]
+    assert len(levels) == len(plain.layers)
+    assert any((a != b).any() for a, b in levels)
 
 
 def test_training(folder):
@@ -195,8 +221,6 @@ def test_training(folder):
 )
 def test_bad_input(folder, arguments, message):
     before = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
-    import re
-
     assert re.search(message, call(*arguments, status=2))
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
 
@@ -211,31 +235,61 @@ def test_pictures_of_two_sizes(folder):
     assert "9.png: is (1, 5, 5)" in call("run", "cnn.nir", "pictures", "out.npz", status=2)
 
 
-@pytest.mark.slow
-def test_kill_leaves_nothing_half_written(folder):
-    """Killed again and again, at any moment: what is there is whole, and a repeated run is as if nothing had been."""
-    command = [sys.executable, "-m", "bridge.cli", "validate", "cnn.nir", "x.npy", "--steps", "200"]
-    command += ["--backend", "snntorch", "--out", "out"]
-    require("snntorch")
+VALIDATE = ("validate", "cnn.nir", "x.npy", "--steps", "200", "--backend", "snntorch", "--out", "out")
+KILLS = """
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path[:0] = {folders!r}
+import test_commands
+test_commands.kill_again_and_again()
+"""
+
+
+def kill_again_and_again() -> None:
+    """Validate in children of this process, and kill them at any moment: what they leave is whole.
+
+    At last, a run that is not killed is as if nothing had been.
+    """
+    app(VALIDATE, standalone_mode=False)  # once here: what children find imported they need not import
+    written = [Path("out", name) for name in ("agreement.json", "report.html")]
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    run_and_kill(after=None)
     took = time.monotonic() - started
-    whole = {name: (folder / "out" / name).stat().st_size for name in ("agreement.json", "report.html")}
-    for share in (0.5, 0.8, 0.95, 1.0):
-        for name in whole:
-            (folder / "out" / name).unlink(missing_ok=True)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-        time.sleep(share * took)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for name in whole:
-            path = folder / "out" / name
-            if path.exists() and name == "agreement.json":
-                assert json.loads(path.read_text())["agreed"] is True
-            elif path.exists():
-                assert path.read_text().rstrip().endswith("</html>")
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
-    assert json.loads((folder / "out" / "agreement.json").read_text())["agreed"] is True
+    for eighth in range(1, 9):
+        for path in written:
+            path.unlink(missing_ok=True)
+        run_and_kill(after=took * eighth / 8)
+        whole(*(path for path in written if path.exists()))
+    run_and_kill(after=None)
+    whole(*written)
+
+
+def run_and_kill(after: float | None) -> None:
+    child = multiprocessing.get_context("fork").Process(target=app, args=(VALIDATE,), kwargs={"standalone_mode": False})
+    child.start()
+    if after is not None:
+        time.sleep(after)
+        child.kill()
+    child.join()
+    assert after is not None or child.exitcode == 0
+
+
+def whole(*paths: Path) -> None:
+    for path in paths:
+        if path.suffix == ".json":
+            assert json.loads(path.read_text())["agreed"] is True
+        else:
+            assert path.read_text().rstrip().endswith("</html>")
+
+
+def test_kill_leaves_nothing_half_written(folder):
+    """The children are those of a fresh program: this one has threads, which a fork would lose."""
+    require("snntorch")
+    script = folder / "kills.py"
+    script.write_text(KILLS.format(folders=[str(path) for path in Path(__file__).parents[:2]]), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_progress_bars_but_on_a_terminal(folder):

@@ -150,7 +150,7 @@ NAMES = {
 
 
 def of_each_exporter(*cases: Any, long: Container[Any] = ()) -> list[Any]:
-    """What `cases` say, with each exporter; those of "dynamo", which takes seconds for each, `long` where it says so."""
+    """The `cases` with each exporter; "dynamo", which takes seconds, leaves those in `long` to `make test-long`."""
     return [
         pytest.param(*case, exporter, marks=[pytest.mark.long] if exporter == "dynamo" and case in long else [])
         for case in cases

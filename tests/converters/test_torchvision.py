@@ -19,7 +19,9 @@ def _operators():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.long), "shufflenet_v2_x0_5", "squeezenet1_1"]
+)
 def test_converts_and_spikes_alike(name):
     for backend in torchvision_table.BACKENDS:
         require(backend)
@@ -45,4 +47,4 @@ def test_training_only_parts_are_refused_as_several_outputs():
     model = bridge.replace_activations(model, levels=4, max_pool="avg")
     bridge.convert(model, torch.rand(2, 3, 64, 64))  # in eval mode it returns one output, aux classifiers aside
     with pytest.raises(ConversionError):
-        bridge.convert(models.vit_b_16(weights=None).eval(), torch.rand(1, 3, 224, 224))
+        bridge.convert(models.VisionTransformer(32, 16, 1, 2, 8, 8).eval(), torch.rand(1, 3, 32, 32))

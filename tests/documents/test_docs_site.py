@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -144,30 +147,54 @@ def address(site):
         server.shutdown()
 
 
-def test_every_page_in_a_browser(browser, address, site, pages):
-    """Nothing is said in the console, no picture is missing, and nothing sticks out at the side, on a phone neither."""
+def wrong_in_a_browser(
+    browser: Any, address: str, paths: Iterable[str], viewport: dict[str, int], index: str | None = None
+) -> list[str]:
+    """What is said in the console, which pictures are missing, and what sticks out at the side.
+
+    `index` is served in the place of the index for searching, which each page reads anew.
+    """
     from playwright.sync_api import TimeoutError
 
     wrong: list[str] = []
 
-    def failed(request):
+    def failed(request: Any) -> None:
         if "ERR_ABORTED" not in (request.failure or ""):  # the next page is opened before this one has all it wants
             wrong.append(f"{tab.url}: cannot load {request.url}: {request.failure}")
 
-    tab = browser.new_page()
+    tab = browser.new_page(viewport=viewport)
+    if index is not None:
+        tab.route("**/search_index.json", lambda route: route.fulfill(body=index, content_type="application/json"))
     tab.on("console", lambda message: wrong.append(f"{tab.url}: {message.text}"))
     tab.on("pageerror", lambda error: wrong.append(f"{tab.url}: {error}"))
     tab.on("requestfailed", failed)
-    for path in pages:
-        tab.goto(address + path.relative_to(site).as_posix(), wait_until="load")
+    for path in paths:
+        tab.goto(address + path, wait_until="load")
         broken = tab.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
-        wrong += [f"{path.name}: no picture at {source}" for source in broken]
-        for viewport in (PHONE, DESK):
-            tab.set_viewport_size(viewport)
-            try:  # the page's own script lets wide tables scroll, soon after it is there
-                tab.wait_for_function(f"document.scrollingElement.scrollWidth <= {viewport['width']}", timeout=5000)
-            except TimeoutError:
-                wide = tab.evaluate("document.scrollingElement.scrollWidth")
-                wrong.append(f"{path.name} is {wide} pixels wide where there are {viewport['width']}")
+        wrong += [f"{path}: no picture at {source}" for source in broken]
+        if tab.evaluate("document.scrollingElement.scrollWidth") <= viewport["width"]:
+            continue
+        try:  # the page's own script lets wide tables scroll, soon after it is there
+            tab.wait_for_function(f"document.scrollingElement.scrollWidth <= {viewport['width']}", timeout=5000)
+        except TimeoutError:
+            wide = tab.evaluate("document.scrollingElement.scrollWidth")
+            wrong.append(f"{path} is {wide} pixels wide where there are {viewport['width']}")
     tab.close()
+    return wrong
+
+
+def test_every_page_on_a_phone(browser, address, site, pages):
+    """With nothing to search for: reading the whole index takes a browser longer than showing a page."""
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    names = (path.relative_to(site).as_posix() for path in pages)
+    wrong = wrong_in_a_browser(browser, address, names, PHONE, json.dumps(index | {"docs": []}))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["of each kind", "every"])
+def test_pages_on_a_desk(browser, address, site, pages, every):
+    """What is narrow enough for a phone is so here, too, but for what a kind of page has at its sides."""
+    names = {path.name: path.relative_to(site).as_posix() for path in pages}
+    kinds = ("index.html", "api.html", "speed_table.html", "1_from_ann_to_spikes.html")
+    wrong = wrong_in_a_browser(browser, address, names.values() if every else map(names.__getitem__, kinds), DESK)
     assert not wrong, "\n".join(wrong)

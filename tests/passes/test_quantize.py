@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import nir
 import numpy as np
 import pytest
 import torch
 from support import digits, networks, whole_numbers
+from support.backends import assert_equal, require
 from torch import nn
 
 import bridge
@@ -18,16 +20,13 @@ from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, LARGEST_INPUT, L
 from bridge.graph.pixel_grid import fitted, normalised
 from bridge.graph.ranges import ranges
 from bridge.nir_graph import from_nir, to_nir
-from bridge.passes.quantization.quantize import (  # the search itself, for one test of its choice
-    _Member,
-    _Plan,
-    _statistics,
-)
-from bridge.passes.quantization.scale_groups import tied
+from bridge.passes.quantization.quantize import quantize
+from bridge.simulate.ann import activations
 
 SCHEMES = ("per_channel", "per_layer")
 
 
+@cache
 def example(
     name: str, bits: int = 8, scheme: str = "per_channel"
 ) -> tuple[SpikingNetwork, SpikingNetwork, torch.Tensor]:
@@ -38,35 +37,41 @@ def example(
     return network, network.quantize(bits, calibration=images, scheme=scheme), images
 
 
+@cache
+def of_the_oracle(name: str, bits: int, scheme: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Spikes and readout of 16 steps."""
+    _, network, images = example(name, bits, scheme)
+    return whole_numbers.spikes_of(network.to_nir(), network.pixels(images).numpy(), 16)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("bits", [6, 8, 12])
 @pytest.mark.parametrize("name", networks.ALL)
-def test_torch_backends_and_reference_are_the_oracle(name, bits, scheme, torch_backend):
+def test_the_reference_is_the_oracle(name, bits, scheme):
     _, network, images = example(name, bits, scheme)
-    pixels = network.pixels(images)
-    graph = network.to_nir()
-    spikes, readout = whole_numbers.spikes_of(graph, pixels.numpy(), 16)
-    native = torch_backend.run(torch_backend.export(graph), pixels.numpy(), 16, membranes=True)
-    for record in (network.run(pixels, 16), native):
-        assert set(record.layers) == set(spikes)
-        for layer, expected in spikes.items():
-            assert np.array_equal(record.spikes(layer), expected), (record.backend, layer)
-        assert np.array_equal(record.readout, readout), record.backend
+    spikes, readout = of_the_oracle(name, bits, scheme)
+    assert_equal(network.run(network.pixels(images), 16), spikes, readout)
     assert 0 < sum(s.sum() for s in spikes.values()) < sum(s.size for s in spikes.values())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("bits", [6, 8, 12])
+@pytest.mark.parametrize("name", networks.ALL)
+def test_torch_backends_are_the_oracle(name, bits, scheme, torch_backend):
+    _, network, images = example(name, bits, scheme)
+    native = torch_backend.export(network.to_nir())
+    record = torch_backend.run(native, network.pixels(images).numpy(), 16, membranes=True)
+    assert_equal(record, *of_the_oracle(name, bits, scheme))
 
 
 @pytest.mark.lava
 @pytest.mark.parametrize("name", ["mlp", "residual"])
 def test_lava_in_floating_point_is_the_oracle(name):
-    from support.backends import require
-
     lava = require("lava")
     _, network, images = example(name)
     pixels = network.pixels(images)
     spikes, readout = whole_numbers.spikes_of(network.to_nir(), pixels.numpy(), 7)
-    record = lava.run(lava.export(network.to_nir()), pixels.numpy(), 7)
-    assert all(np.array_equal(record.spikes(layer), expected) for layer, expected in spikes.items())
-    assert np.array_equal(record.readout, readout)
+    assert_equal(lava.run(lava.export(network.to_nir()), pixels.numpy(), 7), spikes, readout)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -83,6 +88,7 @@ def test_the_file_holds_whole_numbers_within_the_registers(name, scheme, tmp_pat
         if isinstance(node, nir.Affine | nir.Conv1d | nir.Conv2d):
             assert np.abs(node.weight).max() <= 127, node_name
     again = bridge.load(tmp_path / "whole.nir")
+    assert isinstance(again, SpikingNetwork)
     assert again.graph.integer
     pixels = network.pixels(images)
     one, other = network.run(pixels, 5), again.run(pixels, 5)
@@ -189,10 +195,10 @@ def test_images_of_eight_bits_are_found_again():
         assert (one != other)[:, :, :, 0].mean() < 0.003
         assert (one != other).mean() < 0.003
         # and the ANN on pixels is the ANN
-        agreement = whole.validate(pixels, 4, ["spikingjelly"])
-        assert agreement.backends["spikingjelly"].top1_ann is not None
+        assert whole.ann is not None
+        assert whole.validate(pixels, 4, []).reference.top1_ann is not None
         expected = model(x).argmax(1).numpy()
-        got = bridge.simulate.activations(whole.ann, pixels)[2].argmax(1).numpy()
+        got = activations(whole.ann, pixels)[2].argmax(1).numpy()
         assert np.array_equal(got, expected)
 
 
@@ -229,14 +235,12 @@ def test_the_scale_is_the_one_of_least_error():
             IntegrateFire(name="act", inputs=("fc",), level=np.full(3, 0.5)),
         )
     )
-    pixels = torch.from_numpy(rng.integers(0, 256, (30, 40)).astype(np.float32))
-    graph, _, (group,) = tied(graph)
-    statistics = _statistics(graph, [pixels], 16)
-    plan = _Plan(graph, group, True, statistics)
-    plan.members = [_Member(group.weighted[0], 1, np.ones(40), statistics["in"], 4)]
-    plan.choose()
+    pixels = torch.from_numpy(rng.integers(0, 26, (30, 40)).astype(np.float32))  # dark: no potential nears its bound
+    neurons = quantize(graph, [pixels], 4, per_channel=True, steps=16)["act"]
+    assert isinstance(neurons, IntegrateFire)
+    scale = neurons.threshold.astype(np.float64)
     use = (pixels.numpy() ** 2).mean(axis=0)
-    for channel, chosen in enumerate(plan.scale):
+    for channel, chosen in enumerate(scale):
         row = weight[channel].astype(np.float64) / 255
 
         def error(scale: float, row: np.ndarray = row) -> float:
@@ -246,7 +250,7 @@ def test_the_scale_is_the_one_of_least_error():
         assert error(chosen) <= error(2 * round(just_fitting / 2))
         tried = [error(2 * round(just_fitting * factor / 2)) for factor in np.linspace(0.5, 2, 200)]
         assert error(chosen) <= 1.05 * min(tried)
-    assert any(chosen > 1.05 * 7 * 255 / np.abs(row).max() for chosen, row in zip(plan.scale, weight, strict=True))
+    assert any(chosen > 1.05 * 7 * 255 / np.abs(row).max() for chosen, row in zip(scale, weight, strict=True))
 
 
 def test_biases_take_back_what_rounding_shifts():
@@ -310,10 +314,11 @@ def chain(*layers: nn.Module) -> nn.Sequential:
 
 
 def test_large_biases_lower_the_scale_and_stay_even():
-    model = chain(nn.Linear(4, 6), QCFS(4, 1.0), nn.Linear(6, 5), QCFS(4, 1.0), nn.Linear(5, 2))
+    hidden = nn.Linear(6, 5)
+    model = chain(nn.Linear(4, 6), QCFS(4, 1.0), hidden, QCFS(4, 1.0), nn.Linear(5, 2))
     with torch.no_grad():
-        model[2].weight.uniform_(-0.05, 0.05)
-        model[2].bias.copy_(torch.tensor([-3.0, 0.1, 30.0, 0.2, -0.3]))
+        hidden.weight.uniform_(-0.05, 0.05)
+        hidden.bias.copy_(torch.tensor([-3.0, 0.1, 30.0, 0.2, -0.3]))
     x = torch.rand(20, 4)
     network = bridge.convert(model, x).quantize(8, calibration=x)
     layer = network.graph["layer_2"]
@@ -325,14 +330,15 @@ def test_large_biases_lower_the_scale_and_stay_even():
 
 def test_what_cannot_meet_a_bound_is_named_with_the_numbers():
     x = torch.rand(20, 4)
-    model = chain(nn.Linear(4, 6), QCFS(4, 1.0), nn.Linear(6, 5), QCFS(4, 1.0), nn.Linear(5, 2))
+    hidden = nn.Linear(6, 5)
+    model = chain(nn.Linear(4, 6), QCFS(4, 1.0), hidden, QCFS(4, 1.0), nn.Linear(5, 2))
     with torch.no_grad():
-        model[2].weight.fill_(1e4)
+        hidden.weight.fill_(1e4)
     with pytest.raises(ConversionError, match=r"'layer_2': for a weight of 1e\+04 thresholds .* 127.*below 2"):
         bridge.convert(model, x).quantize(8, calibration=x)
     with torch.no_grad():
-        model[2].weight.fill_(0.1)
-        model[2].bias.fill_(1e5)
+        hidden.weight.fill_(0.1)
+        hidden.bias.fill_(1e5)
     with pytest.raises(ConversionError, match=r"'layer_3': .* reaches \d+, the limit is \d+"):
         bridge.convert(model, x).quantize(8, calibration=x)
 
@@ -354,10 +360,13 @@ def test_drives_are_right_on_average_at_the_steps_that_it_is_for(steps):
     whole = network.quantize(4, calibration=images, steps=steps).graph
     hearing = [layer for layer in network.graph if isinstance(layer, Linear)][1]
     (neurons,) = whole.consumers(hearing.name)
+    rounded = whole[hearing.name]
+    assert isinstance(neurons, IntegrateFire)
+    assert isinstance(rounded, Linear)
     scale, off = neurons.threshold, {}
     for t in (1, 16):
         rates = network.run(images, t).spikes(hearing.inputs[0]).mean(axis=(0, 1))
-        whole_drive = rates @ whole[hearing.name].weight.T + whole[hearing.name].bias
+        whole_drive = rates @ rounded.weight.T + rounded.bias
         off[t] = np.abs(whole_drive - scale * (rates @ hearing.weight.T + hearing.bias)).max()
     assert off[steps] < 0.51
     assert off[17 - steps] > 1
@@ -400,9 +409,10 @@ def test_it_is_quantized_once_and_takes_pixels_only():
 
 
 def test_potentials_beyond_float32_are_caught():
-    model = chain(nn.Linear(2, 3), QCFS(4, 1.0), nn.Linear(3, 2))
+    first = nn.Linear(2, 3)
+    model = chain(first, QCFS(4, 1.0), nn.Linear(3, 2))
     with torch.no_grad():
-        model[0].weight.fill_(-1.0)
+        first.weight.fill_(-1.0)
     x = torch.rand(10, 2)
     network = bridge.convert(model, x).quantize(16, calibration=x)
     with pytest.raises(InputError, match=r"'layer_1': at step \d+ a potential reaches \d+; beyond 2\^24"):
@@ -419,8 +429,6 @@ def test_a_file_with_sums_beyond_float32_is_refused():
 
 def test_one_unit_off_is_a_mismatch():
     """In whole numbers nothing is a tie: a single bias off by 1, and a readout off by 1, fail."""
-    from support.backends import require
-
     backend = require("snntorch")
     _, network, images = example("cnn")
     pixels = network.pixels(images)

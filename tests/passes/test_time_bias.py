@@ -9,20 +9,26 @@ from support import digits
 from torch import nn
 
 import bridge
-from bridge import QCFS, ConversionError, InputError
+from bridge import QCFS, ConversionError, InputError, SpikingNetwork
+from bridge.graph import IntegrateFire, Linear
 from bridge.passes.calibration.time_bias import TimeBiased
 from bridge.zoo.digits import load_digits
 
 
-def two_layers() -> bridge.SpikingNetwork:
+def two_layers() -> tuple[SpikingNetwork, Linear, IntegrateFire, Linear]:
+    """A network and its layers."""
     torch.manual_seed(3)
-    return bridge.convert(nn.Sequential(nn.Linear(4, 6), QCFS(4, 1.0), nn.Linear(6, 3)), torch.rand(1, 4))
+    network = bridge.convert(nn.Sequential(nn.Linear(4, 6), QCFS(4, 1.0), nn.Linear(6, 3)), torch.rand(1, 4))
+    first, neurons, last = network.graph.layers[1:]
+    assert isinstance(first, Linear)
+    assert isinstance(neurons, IntegrateFire)
+    assert isinstance(last, Linear)
+    return network, first, neurons, last
 
 
 def test_the_equation():
     """Neuron by neuron, u += W x + b + β[t]; s = [u ≥ 1/2]; u −= s; the output is the mean of the readout so far."""
-    network = two_layers()
-    first, neurons, last = network.graph.layers[1:]
+    network, first, neurons, last = two_layers()
     beta = np.linspace(-0.4, 0.4, 3 * 6).reshape(3, 6).astype(np.float32)
     x = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
     found = TimeBiased(network.graph, {neurons.name: torch.from_numpy(beta)}).simulate(x)
@@ -48,9 +54,8 @@ def test_without_biases_it_is_the_network():
 
 def test_the_mean_rates_follow_the_ann():
     """After fitting, the first layer's mean rate is nearer to the ANN's at every step."""
-    network = two_layers()
+    network, first, neurons, _ = two_layers()
     x = torch.rand(400, 4, generator=torch.Generator().manual_seed(1))
-    first, neurons, _ = network.graph.layers[1:]
     fitted = network.time_biased(x, 3)
     assert fitted.steps == 3
     drive = x.numpy() @ first.weight.T + first.bias
@@ -74,5 +79,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="time_biased: this network is in whole numbers"):
         digits.quantized(8).time_biased(x, 2)
     digits.network().save(tmp_path / "net.nir")
+    loaded = bridge.load(tmp_path / "net.nir")
+    assert isinstance(loaded, SpikingNetwork)
     with pytest.raises(ConversionError, match=r"time_biased: .*no ANN"):
-        bridge.load(tmp_path / "net.nir").time_biased(x, 2)
+        loaded.time_biased(x, 2)

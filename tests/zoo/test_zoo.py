@@ -10,6 +10,7 @@ from torch import nn
 
 from bridge import QCFS, convert, fit_thresholds, load
 from bridge.zoo import resnet18, resnet20, resnet34, vgg16
+from bridge.zoo.resnet import ResNet
 
 # Weights and activations as counted by hand. VGG-16: 13 convolutions with bias 14 714 688, batch norm 8 448, classifier
 # 18 923 530. ResNets for CIFAR with 1×1 projections: the usual 11 173 962 and 21 282 122; ResNet-20 0.27 million, which
@@ -98,7 +99,7 @@ def test_residual_networks_convert():
         assert wrong < float(model(x).std())
 
 
-@pytest.mark.parametrize("make", [resnet18, resnet20, resnet34, vgg16])
+@pytest.mark.parametrize("make", [resnet18, resnet20, pytest.param(resnet34, marks=pytest.mark.long), vgg16])
 def test_every_backend_spikes_alike(make, tmp_path):
     """Random weights in float32: the torch backends do the same sums in the same order, so nothing may differ."""
     for name in ("spikingjelly", "snntorch"):
@@ -119,12 +120,15 @@ def test_every_backend_spikes_alike(make, tmp_path):
 
 @pytest.mark.lava
 @pytest.mark.slow
-def test_a_residual_network_streams_through_lava():
-    """ResNet-20, its joins delayed so that both branches arrive together; two images in one stream."""
+@pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_a_residual_network_streams_through_lava(blocks):
+    """ResNet-8, or ResNet-20: its joins delayed so that both branches arrive together; two images in one stream."""
     require("lava")
     torch.manual_seed(0)
     x = torch.rand(2, 3, 16, 16)
-    network = convert(fit_thresholds(resnet20(levels=4).eval(), x, method="max"), x)
+    model = ResNet((blocks,) * 3, (16, 32, 64), num_classes=10, levels=4, threshold=2.0)
+    network = convert(fit_thresholds(model.eval(), x, method="max"), x)
+    assert all(network.run(x, 3).spikes(layer).any() for layer in network.layers)
     agreement = network.validate(x, 3, ["lava"])
     assert agreement.agreed
     got = agreement.backends["lava"]

@@ -41,11 +41,7 @@ with what belongs to it some 5 GiB."""
 
 
 class _Neurons(torch.autograd.Function):
-    """Spikes 0/1 ``[T, ...]`` of neurons of unit threshold that are driven by ``[T, ...]`` and fire at `level`.
-
-    Backwards through all steps, as if each spike rose evenly from 0, half a threshold below the level, to 1, half one
-    above: as the mean of many steps does.
-    """
+    """`spikes_with_gradients`, as torch wants it."""
 
     @staticmethod
     def forward(context: Any, drive: Tensor, level: Tensor) -> Tensor:
@@ -70,7 +66,12 @@ class _Neurons(torch.autograd.Function):
         return found, None
 
 
-def _fire(drive: Tensor, level: Tensor) -> Tensor:
+def spikes_with_gradients(drive: Tensor, level: Tensor) -> Tensor:
+    """Spikes 0/1 ``[T, ...]`` of neurons of unit threshold that are driven by ``[T, ...]`` and fire at `level`.
+
+    Backwards through all steps, as if each spike rose evenly from 0, half a threshold below the level, to 1, half one
+    above: as the mean of many steps does.
+    """
     spikes: Tensor = _Neurons.apply(drive, level)  # type: ignore[no-untyped-call]
     return spikes
 
@@ -139,7 +140,7 @@ def refine(
         return adjustable.get(layer.name, partial(evaluate, layer))(*inputs)
 
     def fire(layer: IntegrateFire, drive: Tensor) -> Tensor:
-        return _fire(drive, torch.from_numpy(layer.level).reshape(1, -1, *[1] * (drive.dim() - 3)))
+        return spikes_with_gradients(drive, torch.from_numpy(layer.level).reshape(1, -1, *[1] * (drive.dim() - 3)))
 
     optimisers: list[torch.optim.Optimizer] = []
     if others:
