@@ -64,9 +64,7 @@ def validate(
     return agreement_of(graph, measured(executor, runs, batches()), steps, versions)
 
 
-def exported(
-    graph: LayerGraph, chosen: Sequence[str | Backend] | None
-) -> dict[str, tuple[Backend, Any]]:
+def exported(graph: LayerGraph, chosen: Sequence[str | Backend] | None) -> dict[str, tuple[Backend, Any]]:
     """The backends `chosen`, or all that are usable and take the spiking `graph`, by name, and their native models.
 
     Raises:
