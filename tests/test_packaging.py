@@ -90,7 +90,8 @@ def test_the_wheel_installs_into_an_empty_environment(dist, tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv/bin/python"
     options = ["--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
-    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, cwd=tmp_path)
+    # Where PYTHONPATH names a checkout, pip would take that for the package, installed.
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, cwd=tmp_path, PYTHONPATH="")
     script = (
         "import bridge, torch\n"
         "from bridge.zoo.pretrained import pretrained\n"

@@ -296,7 +296,7 @@ def test_pickles_threads_and_forks(remote):
 
 PROGRAM = f"""
 import os, sys, threading, time
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path[:0] = {[str(path) for path in (Path(__file__).parents[2], Path(__file__).parents[1])]!r}
 import bridge
 from support import networks
 from bridge.backends.subprocess_client import OtherEnvironment

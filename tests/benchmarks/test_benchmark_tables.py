@@ -246,7 +246,6 @@ def test_networks_come_back_from_files(digits, tmp_path):
         np.testing.assert_array_equal(np.asarray(make(again)(2, 2)), np.asarray(make(digits)(2, 2)))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the frameworks
 def test_all_of_it_on_a_small_network(tmp_path, capsys):
     for name in ("spikingjelly", "snntorch"):
@@ -270,7 +269,6 @@ def test_all_of_it_on_a_small_network(tmp_path, capsys):
         assert f"| {name} |" in page
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_measured_in_other_processes(digits):
     options = simulation.parsed(["--steps", "8"])

@@ -25,7 +25,6 @@ def noise(images: int = 24) -> Dataset:
     return Dataset("cifar10", part, part, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet20-cifar10", "resnet18-cifar10", pytest.param("vgg16-cifar10", marks=pytest.mark.long)]
 )

@@ -287,7 +287,9 @@ def test_kill_leaves_nothing_half_written(folder):
     """The children are those of a fresh program: this one has threads, which a fork would lose."""
     require("snntorch")
     script = folder / "kills.py"
-    script.write_text(KILLS.format(folders=[str(path) for path in Path(__file__).parents[:2]]), encoding="utf-8")
+    script.write_text(
+        KILLS.format(folders=[str(path) for path in reversed(Path(__file__).parents[:3])]), encoding="utf-8"
+    )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
 

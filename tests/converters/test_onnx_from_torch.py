@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support import networks
 from support.onnx_models import EXPORTER_WARNINGS, EXPORTERS, assert_same, evaluated, export, kinds, runtime
+from support.packages import needs
 from support.same_nir import same_nir_up_to_names
 from torch import nn
 
@@ -149,6 +151,13 @@ NAMES = {
 """Of the activations, all of them, and of some other layers."""
 
 
+def exported(model: nn.Module, shape: tuple[int, ...], path: Path, exporter: str, *batch: Any, **options: Any) -> Path:
+    """`export`, where the exporter has what it needs."""
+    if exporter == "dynamo":
+        needs("onnxscript", "test-backends")
+    return export(model, shape, path, exporter, *batch, **options)
+
+
 def of_each_exporter(*cases: Any, long: Container[Any] = ()) -> list[Any]:
     """The `cases` with each exporter; "dynamo", which takes seconds, leaves those in `long` to `make test-long`."""
     return [
@@ -171,7 +180,7 @@ def test_what_torch_exports_is_read_as_what_torch_has(name, batch, exporter, tmp
     if (name, exporter) == ("dense", "legacy"):
         pytest.skip("torch's older exporter has no ChannelShuffle")
     model, shape = networks.ALL[name]()
-    path = export(model, shape, tmp_path / "m.onnx", exporter, batch)
+    path = exported(model, shape, tmp_path / "m.onnx", exporter, batch)
     got = capture(path)
     expected = capture_torch(model, torch.zeros(2, *shape))
     # the exporters fold batch norms behind convolutions themselves
@@ -188,7 +197,7 @@ def test_what_torch_exports_is_read_as_what_torch_has(name, batch, exporter, tmp
 def test_joins_pools_and_signals(name, exporter, tmp_path):
     make, shape = MODELS[name]
     model = networks.make_dyadic(make()).eval()
-    path = export(model, shape, tmp_path / "m.onnx", exporter)
+    path = exported(model, shape, tmp_path / "m.onnx", exporter)
     graph = capture(path)
     assert all(layer.name.isidentifier() for layer in graph)
     if name in NAMES:  # those of torch's modules
@@ -221,7 +230,7 @@ SOME = [*zip((1, 6, 7, 10), THRESHOLDS, strict=True), *zip((4, 7, 32, 1), THRESH
 @pytest.mark.parametrize("kind", [Official, Older])
 def test_the_authors_layers(kind, given, exporter, tmp_path):
     model = nn.Sequential(*(part for each in given for part in (nn.Linear(3, 3), kind(*each))), nn.Linear(3, 3))
-    graph = capture(export(model, (3,), tmp_path / "m.onnx", exporter))
+    graph = capture(exported(model, (3,), tmp_path / "m.onnx", exporter))
     assert kinds(graph) == [Input, *[Linear, ClipFloorShift] * len(given), Linear]
     found = [layer for layer in graph if isinstance(layer, ClipFloorShift)]
     assert [layer.levels for layer in found] == [levels for levels, _ in given]
@@ -237,7 +246,7 @@ def test_lambda_comes_back_to_the_last_bit(exporter, tmp_path):
         (levels, torch.rand(shape, generator=generator) * 3 + 0.01) for levels in (1, 3, 4, 7, 10) for shape in shapes
     ]
     model = nn.Sequential(*(part for each in given for part in (nn.Conv2d(3, 3, 1), QCFS(*each))))
-    graph = capture(export(model, (3, 2, 2), tmp_path / "m.onnx", exporter))
+    graph = capture(exported(model, (3, 2, 2), tmp_path / "m.onnx", exporter))
     found = [layer for layer in graph if isinstance(layer, ClipFloorShift)]
     for layer, (levels, threshold) in zip(found, given, strict=True):
         assert layer.levels == levels
@@ -247,18 +256,18 @@ def test_lambda_comes_back_to_the_last_bit(exporter, tmp_path):
 def test_without_the_exporters_own_constant_folding(tmp_path):
     model, shape = networks.cnn()
     expected = capture_torch(model, torch.zeros(2, *shape))
-    path = export(
+    path = exported(
         model, shape, tmp_path / "a.onnx", "legacy", do_constant_folding=False, keep_initializers_as_inputs=True
     )
     assert_same(fold_batch_norm(capture(path)), fold_batch_norm(expected))
-    path = export(model, shape, tmp_path / "b.onnx", "dynamo", optimize=False)
+    path = exported(model, shape, tmp_path / "b.onnx", "dynamo", optimize=False)
     assert_same(fold_batch_norm(capture(path)), fold_batch_norm(expected))
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 17])
 def test_older_opsets(opset, tmp_path):
     model = networks.make_dyadic(Residual(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())))
-    path = export(model, (2, 8, 8), tmp_path / "m.onnx", "legacy", opset_version=opset)
+    path = exported(model, (2, 8, 8), tmp_path / "m.onnx", "legacy", opset_version=opset)
     x = networks.dyadic_images(3, (2, 8, 8))
     with torch.no_grad():
         np.testing.assert_array_equal(evaluated(capture(path), x), model(x).numpy())
@@ -266,7 +275,7 @@ def test_older_opsets(opset, tmp_path):
 
 def test_external_data_beside_the_model_is_read(tmp_path):
     model, shape = networks.mlp()
-    path = export(model, shape, tmp_path / "m.onnx", "legacy")
+    path = exported(model, shape, tmp_path / "m.onnx", "legacy")
     loaded = onnx.load(path)
     onnx.save(loaded, tmp_path / "outside.onnx", save_as_external_data=True, size_threshold=0, location="weights.bin")
     assert (tmp_path / "weights.bin").stat().st_size > 0

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torchvision_table
 from support.backends import require
+from support.packages import needs
 
 import bridge
 from bridge import ConversionError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _operators():
+    if find_spec("torchvision") is None:  # where it is there, it cannot be imported before the next line
+        needs("torchvision", "spikingjelly")
     torchvision_table.torchvision_models()
 
 

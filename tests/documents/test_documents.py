@@ -68,6 +68,8 @@ def test_a_backend_is_added_as_described(tmp_path):
 
 
 def test_a_layer_is_added_as_described(tmp_path):
+    for name in ("spikingjelly", "snntorch", "onnxruntime"):
+        require(name)
     for package in ("bridge", "exporters"):
         # With what is compiled already, but not with what another process is writing just now.
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.pyc.*", "*.tmp.*"))

@@ -56,7 +56,7 @@ def script(tmp_path):
 
     def write(call: str) -> Path:
         path = tmp_path / "script.py"
-        folders = [str(path) for path in Path(__file__).parents[:2]]
+        folders = [str(path) for path in reversed(Path(__file__).parents[:3])]
         path.write_text(SCRIPT.format(folders=folders, call=call), encoding="utf-8")
         return path
 

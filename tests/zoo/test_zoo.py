@@ -119,7 +119,6 @@ def test_every_backend_spikes_alike(make, tmp_path):
 
 
 @pytest.mark.lava
-@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_a_residual_network_streams_through_lava(blocks):
     """ResNet-8, or ResNet-20: its joins delayed so that both branches arrive together; two images in one stream."""
