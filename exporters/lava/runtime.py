@@ -130,9 +130,12 @@ class WatchedRuntime(Runtime):  # type: ignore[misc]
         """Sleep until `done`, as long as the children are well and time is left; else raise `BackendError`."""
         pause, longest = PAUSES
         while not done():
-            for child in self.children:
-                _expect_well(child)
-            if time.monotonic() > self.deadline:
+            ended = [child for child in self.children if _has_ended(child)]
+            if ended:  # which it does where another has failed, whose traceback may come later
+                self.deadline = min(self.deadline, time.monotonic() + PATIENCE)
+            if time.monotonic() >= self.deadline:
+                if ended:
+                    raise BackendError("a Lava process ended before the run did, and none gave a reason")
                 raise BackendError(
                     f"Lava did not finish within {self.limit:.0f} s: pass fewer images, or raise `time_limit`"
                 )
@@ -160,8 +163,8 @@ class WatchedRuntime(Runtime):  # type: ignore[misc]
             self._watchdog_manager.stop()
 
 
-def _expect_well(child: Any) -> None:
-    """Raise `BackendError` if `child` failed or died."""
+def _has_ended(child: Any) -> bool:
+    """Whether `child` ended by itself, without a word. Raises `BackendError` if it failed or died."""
     alive = child.is_alive()
     try:
         failure = child.exception
@@ -169,10 +172,11 @@ def _expect_well(child: Any) -> None:
         failure = (error, f"an error that cannot be shown: {error!r}")
     if failure is not None:
         raise BackendError(f"a Lava process failed:\n{failure[1]}") from failure[0]
-    if not alive:
+    if not alive and child.exitcode != 0:
         code = child.exitcode
         hint = "; signal 7 (SIGBUS) means that /dev/shm is full, 9 that memory is" if code and code < 0 else ""
         raise BackendError(f"a Lava process died with exit code {code}{hint}")
+    return not alive
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from statistics import mean
 
 import accuracy
@@ -15,6 +14,7 @@ from torch import nn
 
 import bridge
 from bridge import QCFS, InputError
+from bridge.passes.calibration import gradient, search
 from bridge.zoo.data import dataset
 from bridge.zoo.digits import load_digits
 from bridge.zoo.pretrained import DATA, FOLDER, pretrained
@@ -120,7 +120,8 @@ def test_delayed_readout(network):
 def test_the_page(tmp_path, monkeypatch):
     """Measured once, kept, and written as tables whose figures are those of the file."""
     monkeypatch.setattr(accuracy, "IMAGES", 100)  # to calibrate on, and few steps: accuracy is not what is tested
-    monkeypatch.setattr(sys.modules["bridge.passes.calibration.gradient"], "MOST_STEPS", 5)
+    monkeypatch.setattr(gradient, "MOST_STEPS", 5)
+    monkeypatch.setattr(search, "EMPHASES", (1.0,))
     run = ["digits", "--steps", "1", "2", "--compare", "2", "--out", str(tmp_path / "a.json")]
     accuracy.main([*run, "--page", str(tmp_path / "a.md")])
     first = (tmp_path / "a.json").read_text(encoding="utf-8")

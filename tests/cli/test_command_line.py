@@ -64,22 +64,6 @@ def test_doctor_without_the_frameworks(tmp_path):
     assert "BackendError: backend 'snntorch' is not usable: import snntorch failed" in done.stderr
 
 
-def test_importing_the_package_imports_no_framework():
-    """Nor onnx, which only reading or writing such a file needs."""
-    code = (
-        "import bridge, exporters.lava, exporters.onnx_runtime, exporters.snntorch, exporters.spikingjelly, sys\n"
-        "import bridge.converters.onnx_files.capture, bridge.converters.onnx_files.writer\n"
-        "print(sorted(sys.modules))"
-    )
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.replace("'", "").strip("[]\n").split(", "))
-    assert not loaded & {
-        *("lava", "onnx", "onnxruntime", "snntorch", "spikingjelly"),
-        *("torchvision", "matplotlib", "sklearn", "numba"),
-    }
-
-
 def test_bridge_knows_no_exporter():
     for path in Path(bridge.__file__).parent.rglob("*.py"):
         imports = [

@@ -235,7 +235,7 @@ def test_pictures_of_two_sizes(folder):
     assert "9.png: is (1, 5, 5)" in call("run", "cnn.nir", "pictures", "out.npz", status=2)
 
 
-VALIDATE = ("validate", "cnn.nir", "x.npy", "--steps", "200", "--backend", "snntorch", "--out", "out")
+VALIDATE = ("validate", "cnn.nir", "x.npy", "--steps", "60", "--backend", "snntorch", "--out", "out")
 KILLS = """
 import sys
 import torch

@@ -210,20 +210,27 @@ def test_constant_arrays_are_small_on_disk(tmp_path):
     assert (tmp_path / "net.nir").stat().st_size < weights + 150_000  # 262 144 neurons: 3 MB of ones if uncompressed
 
 
-def test_the_file_runs_where_there_is_no_model(tmp_path):
-    """A fresh interpreter, the file and numpy data: nothing else."""
+def test_the_file_runs_where_there_is_no_model_and_no_framework_is_imported(tmp_path):
+    """A fresh interpreter, the file and numpy data: nothing else, not even onnx, which ONNX files alone need."""
     model, shape = networks.cnn()
     x = networks.dyadic_images(2, shape)
     network().save(tmp_path / "net.nir")
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
         "import bridge, json, numpy as np, sys\n"
+        "import exporters.lava, exporters.onnx_runtime, exporters.snntorch, exporters.spikingjelly\n"
+        "import bridge.converters.onnx_files.capture, bridge.converters.onnx_files.writer\n"
         "net = bridge.load(sys.argv[1]); record = net.run(np.load(sys.argv[2]), 4)\n"
-        "print(json.dumps({name: record.spikes(name).astype(int).tolist() for name in record.layers}))"
+        "spikes = {name: record.spikes(name).astype(int).tolist() for name in record.layers}\n"
+        "print(json.dumps([spikes, sorted(sys.modules)]))"
     )
     files = [str(tmp_path / "net.nir"), str(tmp_path / "x.npy")]
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
-    got = json.loads(done.stdout)
+    got, modules = json.loads(done.stdout)
+    assert not set(modules) & {
+        *("lava", "onnx", "onnxruntime", "snntorch", "spikingjelly"),
+        *("torchvision", "matplotlib", "sklearn", "numba"),
+    }
     for spikes, expected in zip(got.values(), oracle.spikes_of(model, x.numpy(), 4)[0], strict=True):
         np.testing.assert_array_equal(spikes, expected)
 

@@ -23,7 +23,11 @@ def _operators():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.long), "shufflenet_v2_x0_5", "squeezenet1_1"]
+    "name",
+    [
+        *("shufflenet_v2_x0_5", "squeezenet1_1"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "googlenet")),
+    ],
 )
 def test_converts_and_spikes_alike(name):
     for backend in torchvision_table.BACKENDS:

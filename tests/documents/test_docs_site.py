@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -147,28 +145,32 @@ def address(site):
         server.shutdown()
 
 
-def wrong_in_a_browser(
-    browser: Any, address: str, paths: Iterable[str], viewport: dict[str, int], index: str | None = None
-) -> list[str]:
-    """What is said in the console, which pictures are missing, and what sticks out at the side.
+OF_EACH_KIND = (
+    *("index.html", "tutorial.html", "adding_a_layer.html", "speed_table.html", "loihi_report.html", "api.html"),
+    *("architecture.html", "notebooks/1_from_ann_to_spikes.html"),
+)
+"""Text, code, tables, pictures, what docstrings say, and a notebook."""
 
-    `index` is served in the place of the index for searching, which each page reads anew.
-    """
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["of each kind", "every"])
+def test_pages_in_a_browser(browser, address, site, pages, viewport, every):
+    """Nothing is said in the console, no picture is missing, and nothing sticks out at the side, on a phone neither."""
     from playwright.sync_api import TimeoutError
 
     wrong: list[str] = []
+    names = [path.relative_to(site).as_posix() for path in pages]
+    assert {*OF_EACH_KIND} <= {*names}
 
     def failed(request: Any) -> None:
         if "ERR_ABORTED" not in (request.failure or ""):  # the next page is opened before this one has all it wants
             wrong.append(f"{tab.url}: cannot load {request.url}: {request.failure}")
 
     tab = browser.new_page(viewport=viewport)
-    if index is not None:
-        tab.route("**/search_index.json", lambda route: route.fulfill(body=index, content_type="application/json"))
     tab.on("console", lambda message: wrong.append(f"{tab.url}: {message.text}"))
     tab.on("pageerror", lambda error: wrong.append(f"{tab.url}: {error}"))
     tab.on("requestfailed", failed)
-    for path in paths:
+    for path in names if every else OF_EACH_KIND:
         tab.goto(address + path, wait_until="load")
         broken = tab.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
         wrong += [f"{path}: no picture at {source}" for source in broken]
@@ -180,21 +182,4 @@ def wrong_in_a_browser(
             wide = tab.evaluate("document.scrollingElement.scrollWidth")
             wrong.append(f"{path} is {wide} pixels wide where there are {viewport['width']}")
     tab.close()
-    return wrong
-
-
-def test_every_page_on_a_phone(browser, address, site, pages):
-    """With nothing to search for: reading the whole index takes a browser longer than showing a page."""
-    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
-    names = (path.relative_to(site).as_posix() for path in pages)
-    wrong = wrong_in_a_browser(browser, address, names, PHONE, json.dumps(index | {"docs": []}))
-    assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["of each kind", "every"])
-def test_pages_on_a_desk(browser, address, site, pages, every):
-    """What is narrow enough for a phone is so here, too, but for what a kind of page has at its sides."""
-    names = {path.name: path.relative_to(site).as_posix() for path in pages}
-    kinds = ("index.html", "api.html", "speed_table.html", "1_from_ann_to_spikes.html")
-    wrong = wrong_in_a_browser(browser, address, names.values() if every else map(names.__getitem__, kinds), DESK)
     assert not wrong, "\n".join(wrong)

@@ -76,7 +76,10 @@ def few_steps(monkeypatch):
 
 @pytest.mark.parametrize(
     ("steps", "gained", "least"),
-    [(1, 0.4, 0.95), (2, 0.06, 0.98), pytest.param(4, 0.005, 0.99, marks=pytest.mark.long)],
+    [
+        (2, 0.06, 0.98),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 0.4, 0.95), (4, 0.005, 0.99))),
+    ],
 )
 def test_far_more_images_are_right(steps, gained, least):
     """On the test split, which calibration has not seen."""
@@ -114,7 +117,7 @@ def test_layer_by_layer_every_layer_is_nearer_to_the_ann(steps):
     assert (errors[1][1:] < 0.9 * errors[0][1:]).all(), errors
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("steps", [1, *(pytest.param(more, marks=pytest.mark.long) for more in (2, 3))])
 def test_all_layers_together_the_output_is_nearer_still(steps):
     x = images()[:200]
     start = calibrate(coarse().graph, ann(), x, steps)

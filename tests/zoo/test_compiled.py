@@ -35,6 +35,11 @@ pytestmark = [
 @pytest.mark.slow
 def test_a_small_network_resumed_and_fine_tuned(tmp_path, monkeypatch):
     """ReLU's steps are not taken for those of QCFS, and steps that spike are not compiled."""
+    from torch._inductor import config as inductor  # which takes seconds
+
+    # Without vector instructions, so that none is looked for: that takes as long as all of this network does.
+    monkeypatch.setattr(inductor.cpp, "simdlen", 1)
+    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
 
     def run(out: str, recipe: Recipe, *, compile: bool, initial: str | None = None) -> training.Result:
         torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -105,6 +106,7 @@ def test_a_run_that_is_over_is_not_repeated(tmp_path, monkeypatch):
 
 def killed(out: Path, times: int) -> None:
     """Train in a child of this process, and kill it at a random moment after its first checkpoint, so many times."""
+    importlib.import_module("torch._dynamo")  # else each child would, for seconds, at its optimiser's first step
     for _ in range(times):
         before = modified(out / CHECKPOINT)
         child = multiprocessing.get_context("fork").Process(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from support.backends import require
 from torch import nn
 
-from bridge import QCFS, convert, fit_thresholds, load
+from bridge import QCFS, SpikingNetwork, convert, fit_thresholds, load
 from bridge.zoo import resnet18, resnet20, resnet34, vgg16
 from bridge.zoo.resnet import ResNet
 
@@ -99,14 +101,29 @@ def test_residual_networks_convert():
         assert wrong < float(model(x).std())
 
 
-@pytest.mark.parametrize("make", [resnet18, resnet20, pytest.param(resnet34, marks=pytest.mark.long), vgg16])
+def converted(make: Callable[..., nn.Module]) -> tuple[SpikingNetwork, torch.Tensor]:
+    """With random weights; and two images."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    return convert(fit_thresholds(make(levels=4).eval(), x, method="max"), x), x
+
+
+@pytest.mark.parametrize("make", [resnet34, vgg16])
+def test_large_ones_convert(make):
+    network, x = converted(make)
+    assert len(network.layers) == SIZES[make][1]
+    record = network.run(x, 4)
+    assert all(record.spikes(layer).any() for layer in network.layers)
+
+
+@pytest.mark.parametrize(
+    "make", [resnet18, resnet20, *(pytest.param(large, marks=pytest.mark.long) for large in (resnet34, vgg16))]
+)
 def test_every_backend_spikes_alike(make, tmp_path):
     """Random weights in float32: the torch backends do the same sums in the same order, so nothing may differ."""
     for name in ("spikingjelly", "snntorch"):
         require(name)
-    torch.manual_seed(0)
-    x = torch.rand(2, 3, 32, 32)
-    network = convert(fit_thresholds(make(levels=4).eval(), x, method="max"), x)
+    network, x = converted(make)
     network.save(tmp_path / "net.nir")
     again = load(tmp_path / "net.nir")
     record = network.run(x, 4)
