@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.neutral import neutral
 from bridge.converters.nir_graphs.third_party import parse
 from bridge.errors import InputError
 from bridge.graph import Shape
@@ -21,6 +22,7 @@ class ForeignNetwork:
     ``nir`` is the graph, ``dt`` its time step, in the unit of its time constants, which are seconds in most files.
     """
 
+    @neutral()
     def __init__(self, graph: nir.NIRGraph, dt: float | None = None) -> None:
         """Take `graph` with a time step of `dt`, which may be left out where the graph leaves no doubt about it.
 
@@ -47,6 +49,7 @@ class ForeignNetwork:
         """The shape of every spiking layer, as in its records."""
         return {name: self._graph.shapes[name] for name in self.layers}
 
+    @neutral()
     def run(self, x: Tensor | NDArray[np.generic], steps: int | None = None) -> SpikeRecord:
         """Run from rest on `x`: ``[B, *input]`` held constant for `steps` steps, or ``[T, B, *input]``, one a step.
 

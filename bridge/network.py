@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bridge._util.checks import positive
 from bridge._util.files import replacing
+from bridge._util.neutral import neutral
 from bridge.agreement import Agreement
 from bridge.backends.protocol import Backend
 from bridge.converters.nir_graphs import ours, third_party
@@ -92,7 +93,9 @@ class SpikingNetwork:
         graph = ours.to_nir(self.graph, neuron)
         if neuron == "if":
             images = None if measured_on is None else checked(self.graph, measured_on)
-            warnings.warn(loss_as_if(self.graph, graph, images), LossyWarning, stacklevel=2)
+            with neutral():
+                lost = loss_as_if(self.graph, graph, images)
+            warnings.warn(lost, LossyWarning, stacklevel=2)
         elif measured_on is not None:
             raise InputError('measured_on: only neuron="if" loses anything that could be measured')
         return graph
@@ -105,6 +108,7 @@ class SpikingNetwork:
         with replacing(path) as temporary:
             nir.write(temporary, graph)
 
+    @neutral()
     def ann_to_onnx(self, path: str | Path) -> None:
         """Write the ANN that was converted as an ONNX file of standard operators, whole or not at all.
 
@@ -116,6 +120,7 @@ class SpikingNetwork:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
         onnx_writer.write(self.ann, path)
 
+    @neutral()
     def calibrate(
         self, data: Tensor | NDArray[Any], steps: int, *, kinds: Sequence[str] = CALIBRATIONS
     ) -> SpikingNetwork:
@@ -143,6 +148,7 @@ class SpikingNetwork:
         fitted = best_fit(self.graph, ann, x, steps, kinds)
         return self if fitted is self.graph else SpikingNetwork(fitted, ann)
 
+    @neutral()
     def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:
         """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.
 
@@ -168,6 +174,7 @@ class SpikingNetwork:
             raise ConversionError(f"{what}: this network was read from a NIR file, which holds spikes only, no ANN")
         return self.ann
 
+    @neutral()
     def quantize(
         self,
         weight_bits: int = 8,
@@ -206,6 +213,7 @@ class SpikingNetwork:
         x, steps = checked(self.graph, calibration, "calibration"), positive(steps, "steps")
         return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
 
+    @neutral()
     def pixels(self, x: Tensor | NDArray[Any]) -> Tensor:
         """The pixels of `x` ``[B, *input]``, images as the ANN takes them: whole numbers 0…255, float32.
 
@@ -217,6 +225,7 @@ class SpikingNetwork:
             )
         return self.grid.encode(checked(self.graph, x, as_pixels=False))
 
+    @neutral()
     def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
 
@@ -225,6 +234,7 @@ class SpikingNetwork:
         """
         return reference.run(self.graph, checked(self.graph, x), positive(steps, "steps"))
 
+    @neutral()
     def simulate(
         self,
         x: Tensor | NDArray[Any],
@@ -269,6 +279,7 @@ class SpikingNetwork:
         engine = self._engines[where]
         return engine.run(x, steps, record=record, patience=patience if until else None, memory=memory)
 
+    @neutral()
     def validate(
         self,
         x: Tensor | NDArray[Any],
@@ -332,6 +343,7 @@ def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | N
     return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
 
 
+@neutral()
 def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignNetwork:
     """The network in the NIR file at `path`.
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bridge._util.checks import positive
 from bridge._util.files import replacing
+from bridge._util.neutral import neutral
 from bridge._util.progress import progress
 from bridge.backends import registry
 from bridge.backends.protocol import Backend
@@ -139,6 +140,7 @@ if __name__ == "__main__":
 '''
 
 
+@neutral()
 def reduce(
     network: SpikingNetwork,
     x: Tensor | NDArray[Any],
@@ -189,6 +191,7 @@ def reduce(
     return result
 
 
+@neutral()
 def first_disagreement(
     network: SpikingNetwork, x: Tensor | NDArray[Any], steps: int, backend: str | Backend, layer: str | None = None
 ) -> Disagreement | None:

@@ -11,6 +11,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.errors import InputError
 from bridge.records import SpikeRecord
 
@@ -53,6 +54,7 @@ class Backend(Protocol):
         ...
 
 
+@neutral()  # what a framework makes on its import, it keeps
 def probe(packages: Mapping[str, str], install: str) -> Availability:
     """Availability of a backend that needs `packages`: import name → distribution name. Imports each of them.
 

@@ -36,6 +36,8 @@ class Connections:
         return int(self.fan_in.sum())
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def connections(graph: LayerGraph, *, zeros: bool) -> dict[str, Connections]:
     """By layer of neurons, and for the readout: the connections into it; those of weight zero only if `zeros`.
 

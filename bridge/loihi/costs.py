@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.files import replacing
+from bridge._util.neutral import neutral
 from bridge.errors import ConversionError, ValidationError
 from bridge.graph import Affine, LayerGraph, Scale
 from bridge.graph.loihi_registers import WEIGHT_BITS
@@ -163,6 +164,7 @@ class Converted(Protocol):
     ann: LayerGraph | None
 
 
+@neutral()
 def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport:
     """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
 

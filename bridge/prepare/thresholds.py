@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bridge._util.neutral import without_autocast
 from bridge._util.progress import progress
 from bridge.errors import BridgeError, ConversionError, InputError
 from bridge.prepare.qcfs import QCFS, SMALLEST_THRESHOLD
@@ -191,7 +192,8 @@ def _run(model: nn.Module, data: Tensor | Iterable[Any]) -> None:
     for number, batch in enumerate(_batches(data)):
         x = _images(batch, f"fit_thresholds: data, batch {number}")
         try:
-            model(x.to(**like))
+            with without_autocast():
+                model(x.to(**like))
         except BridgeError:
             raise
         except Exception as error:

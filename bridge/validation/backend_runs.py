@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.checks import positive, true_classes
+from bridge._util.neutral import neutral
 from bridge._util.progress import progress
 from bridge.agreement import Agreement
 from bridge.backends import registry
@@ -115,6 +116,7 @@ class BackendRuns:
         if os.getpid() != LOADED_IN:
             torch.set_num_threads(1)  # a forked child lacks the threads that torch may have started: it would wait
 
+    @neutral()  # an executor's threads and processes have settings of their own
     def __call__(self, batch: Batch) -> Findings:
         if not hasattr(self.own, "native"):
             graph = to_nir(self.graph)

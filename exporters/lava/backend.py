@@ -15,6 +15,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
 from bridge.graph import Conv2d, IntegrateFire, LayerGraph
@@ -69,10 +70,12 @@ class Lava:
             return Availability(usable=False, reason=reason, install=INSTALL)
         return probe(PACKAGES, INSTALL)
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> LavaNetwork:
         """The network of Lava Processes for `graph`. Raises `GraphError` for a layer that Lava cannot run."""
         return build_network(from_nir(graph))
 
+    @neutral()
     def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """Run `native` on images `x` ``[B, *input]`` for `steps` steps each, in fresh Processes.
 
@@ -128,6 +131,7 @@ class LavaFixed(Lava):
             if getattr(self, option) not in known:
                 raise BackendError(f"LavaFixed: {option} is one of {known}, got {getattr(self, option)!r}")
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> LavaNetwork:
         """The network of Lava Processes for `graph`.
 
@@ -135,6 +139,7 @@ class LavaFixed(Lava):
         """
         return build_network(from_nir(graph), self)
 
+    @neutral()
     def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """As `Lava.run`. Raises `InputError`, too, if on these images a neuron would leave its register."""
         check_input(native.graph.input.shape, x, steps)

@@ -9,6 +9,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.nir_graph import from_nir
@@ -44,6 +45,7 @@ class LavaTwin:
         """Always: it needs this package only."""
         return Availability(usable=True, versions={"qcfs-bridge": version("qcfs-bridge")})
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> TwinNetwork:
         """Raises `GraphError` if `graph` is not in whole numbers, or a layer does not fit Loihi's registers."""
         layers = from_nir(graph)
@@ -53,6 +55,7 @@ class LavaTwin:
         limits = {layer.name: float(largest_potential(plan, layer)) for layer in neurons}
         return TwinNetwork(layers, Engine(layers, limits=limits))
 
+    @neutral()
     def run(self, native: TwinNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """Run it. The membranes are those that the recorded spikes give by the neuron's equation.
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
 from bridge.graph.ranges import EXACT
@@ -45,6 +46,7 @@ class Slayer:
             return Availability(usable=False, reason=reason, install=INSTALL)
         return probe(PACKAGES, INSTALL)
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         """SLAYER's module for `graph`. Raises `GraphError` unless it is in whole numbers, with one θ a layer."""
         try:
@@ -53,6 +55,7 @@ class Slayer:
             raise BackendError(f"the SLAYER backend needs lava-dl ({error}): {INSTALL}") from error
         return build_network(from_nir(graph))
 
+    @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

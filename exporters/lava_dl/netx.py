@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.files import replacing
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import check_input
 from bridge.errors import BackendError
 from bridge.graph import Flatten, Linear
@@ -55,6 +56,7 @@ class NetX(NetXPlan):
                     _text(layers.create_group(str(len(layers))), "type", "flatten")
                 self._write(layers.create_group(str(len(layers))), block)
 
+    @neutral()
     def run(self, path: str | Path, x: NDArray[np.float32], steps: int, model: type[Any] | None = None) -> SpikeRecord:
         """Run the file at `path`, written from this network, on images `x` ``[B, *input]``, `steps` steps each.
 

@@ -9,6 +9,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
@@ -42,11 +43,13 @@ class Nengo:
             warnings.filterwarnings("ignore", r"numpy\.core is deprecated", DeprecationWarning)
             return probe({"nengo": "nengo"}, 'pip install "nengo>=4.1"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> NengoNetwork:
         from exporters.nengo.network import NengoNetwork
 
         return NengoNetwork(from_nir(graph))
 
+    @neutral()
     def run(self, native: NengoNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """As `Backend.run` says. Nengo knows no batches: the images are simulated one after the other."""
         import nengo

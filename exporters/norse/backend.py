@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
@@ -43,11 +44,13 @@ class Norse:
             warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
             return probe({"norse.torch": "norse"}, 'pip install "norse>=1.1.0"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from exporters.norse.network import build_network
 
         return build_network(from_nir(graph))
 
+    @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

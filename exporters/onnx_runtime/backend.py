@@ -8,6 +8,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
@@ -31,11 +32,13 @@ class OnnxRuntime:
     def available(self) -> Availability:
         return probe({"onnxruntime": _distribution(), "onnx": "onnx"}, INSTALL)
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> OnnxNetwork:
         network = from_nir(graph)
         check(network)
         return OnnxNetwork(network)
 
+    @neutral()
     def run(self, native: OnnxNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         session = native.membranes_session if membranes else native.spikes_session
         values = native.run(session, x, steps)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
@@ -38,11 +39,13 @@ class Rockpool:
     def available(self) -> Availability:
         return probe({"rockpool.nn.modules": "rockpool"}, 'pip install "rockpool>=3.1.0"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> RockpoolNetwork:
         from exporters.rockpool.network import RockpoolNetwork
 
         return RockpoolNetwork(from_nir(graph))
 
+    @neutral()
     def run(
         self, native: RockpoolNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

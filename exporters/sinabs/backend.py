@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
@@ -34,12 +35,14 @@ class Sinabs:
         """Whether Sinabs can be imported, which does not take all that it declares: see `INSTALL`."""
         return probe({"sinabs.layers": "sinabs"}, INSTALL)
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from exporters.sinabs.neuron import neuron_of
 
         # Sinabs' own SumPool2d is no sum in floating point: torch.nn.LPPool2d multiplies an average.
         return build(from_nir(graph), nn, neuron_of, "SinabsNetwork")
 
+    @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
@@ -27,11 +28,13 @@ class SnnTorch:
     def available(self) -> Availability:
         return probe({"snntorch": "snntorch"}, 'pip install "snntorch>=1.0.0"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from exporters.snntorch.neuron import neuron_of
 
         return build(from_nir(graph), nn, neuron_of, "SnnTorchNetwork")
 
+    @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, probe
 from bridge.nir_graph import from_nir
 from bridge.records import SpikeRecord
@@ -32,6 +33,7 @@ class SpikingJelly:
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         return probe({"spikingjelly.activation_based": "spikingjelly"}, 'pip install "spikingjelly>=2.0.0"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from spikingjelly.activation_based import layer
 
@@ -40,6 +42,7 @@ class SpikingJelly:
         network = from_nir(graph)
         return build(network, layer, partial(neuron_of, integer=network.integer), "SpikingJellyNetwork")
 
+    @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:

@@ -8,6 +8,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
@@ -31,11 +32,13 @@ class Spyx:
     def available(self) -> Availability:
         return probe({"spyx": "spyx", "jax": "jax", "flax": "flax"}, 'pip install "spyx>=1.0.0"')
 
+    @neutral()
     def export(self, graph: nir.NIRGraph) -> SpyxNetwork:
         from exporters.spyx.network import SpyxNetwork
 
         return SpyxNetwork(from_nir(graph))
 
+    @neutral()
     def run(self, native: SpyxNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         from flax import nnx
 

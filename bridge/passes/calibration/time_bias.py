@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.neutral import neutral
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.simulate.ann import activations
 from bridge.simulate.layerwise import layer_by_layer
@@ -44,6 +45,7 @@ class TimeBiased:
         """T: there are no biases for any step after."""
         return len(next(iter(self.biases.values())))
 
+    @neutral()
     def simulate(self, x: Tensor) -> NDArray[np.float32]:
         """The output after each of the T steps, the mean of the readout so far, for images `x` ``[B, *input]``.
 
