@@ -17,6 +17,12 @@ class InputError(BridgeError, ValueError):
     """The data handed in does not fit the network: wrong shape, NaN, no images, too few steps."""
 
 
+class UnknownLayerError(InputError, KeyError):
+    """No layer has that name; the message lists those there are."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes
+
+
 class BackendError(BridgeError, RuntimeError):
     """A backend is unknown, not installed, or failed while it ran."""
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bridge._util.checks import positive
+from bridge._util.checks import positive, usable_device
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge.agreement import Agreement
@@ -264,8 +264,8 @@ class SpikingNetwork:
             device: where to run, such as "cuda"; elsewhere than on the processor all arithmetic is float32.
 
         Raises:
-            InputError: as in `run`; or an argument is not as above; or a potential of a network in whole numbers passes
-                2^24, beyond which the arithmetic is not exact.
+            InputError: as in `run`; or an argument is not as above; or there is no such device here; or a potential of
+                a network in whole numbers passes 2^24, beyond which the arithmetic is not exact.
         """
         x, steps = checked(self.graph, x), positive(steps, "steps")
         if until not in (None, "stable"):
@@ -275,7 +275,7 @@ class SpikingNetwork:
         memory, patience = positive(memory, "memory"), positive(patience, "patience")
         where = str(device)
         if where not in self._engines:
-            self._engines[where] = Engine(self.graph, where)
+            self._engines[where] = Engine(self.graph, usable_device(device))
         engine = self._engines[where]
         return engine.run(x, steps, record=record, patience=patience if until else None, memory=memory)
 

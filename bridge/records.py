@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.files import replacing
-from bridge.errors import InputError, ValidationError
+from bridge.errors import InputError, UnknownLayerError, ValidationError
 from bridge.graph import Shape
 
 Spikes = NDArray[np.bool_]
@@ -54,22 +54,33 @@ class SpikeRecord:
         return tuple(self.packed)
 
     def spikes(self, layer: str) -> Spikes:
-        """Spikes of `layer`, bool ``[T, B, *shape]``."""
-        shape = self.shapes[layer]
+        """Spikes of `layer`, bool ``[T, B, *shape]``. Raises `UnknownLayerError`, a KeyError, if there is no such."""
+        shape = self._shape(layer)
         bits = np.unpackbits(self.packed[layer], axis=-1, count=int(np.prod(shape)))
         return bits.reshape(*bits.shape[:2], *shape).astype(bool)
 
     def rates(self, layer: str) -> NDArray[np.float32]:
-        """Running firing rate ``φ(t) = Σ_{i≤t} s(i) / t`` of `layer`, float32 ``[T, B, *shape]``."""
+        """Running firing rate ``φ(t) = Σ_{i≤t} s(i) / t`` of `layer`, float32 ``[T, B, *shape]``.
+
+        Raises `UnknownLayerError` if there is no such layer.
+        """
         return np.stack([*self.running_rates(layer)])
 
     def running_rates(self, layer: str) -> Iterator[NDArray[np.float32]]:
-        """The same rates a step at a time, ``[B, *shape]`` each: T of them at once take much memory."""
-        shape = self.shapes[layer]
+        """The same rates a step at a time, ``[B, *shape]`` each: T of them at once take much memory.
+
+        Raises `UnknownLayerError` if there is no such layer.
+        """
+        shape = self._shape(layer)
         count = np.zeros((self.images, math.prod(shape)), np.float32)  # float32 holds them all
         for t, bits in enumerate(self.packed[layer], 1):
             count += np.unpackbits(bits, axis=-1, count=count.shape[1])
             yield (count / np.float32(t)).reshape(-1, *shape)
+
+    def _shape(self, layer: str) -> Shape:
+        if layer not in self.packed:
+            raise UnknownLayerError(f"{self.backend}: no layer is called {layer!r}; there are {', '.join(self.packed)}")
+        return self.shapes[layer]
 
     def outputs(self) -> NDArray[np.float32]:
         """The network's output after each step: the mean of the readout over steps 1..t, ``[T, B, ...]``."""

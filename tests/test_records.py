@@ -37,6 +37,14 @@ def test_round_trip_and_rates():
         np.testing.assert_allclose(record.outputs()[t], spikes[: t + 1].sum(axis=3).mean(axis=0), rtol=1e-6)
 
 
+def test_a_layer_that_is_not_there():
+    record, _ = make()
+    for ask in (record.spikes, record.rates, lambda layer: next(record.running_rates(layer))):
+        for kind in (InputError, KeyError):
+            with pytest.raises(kind, match=r"^test: no layer is called 'relu'; there are act$"):
+                ask("relu")
+
+
 def test_concatenate():
     one, first = make(2, seed=1)
     two, second = make(5, seed=2)

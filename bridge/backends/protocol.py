@@ -11,6 +11,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.checks import positive
 from bridge._util.neutral import neutral
 from bridge.errors import InputError
 from bridge.records import SpikeRecord
@@ -72,10 +73,9 @@ def probe(packages: Mapping[str, str], install: str) -> Availability:
 
 
 def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:
-    """Raise `InputError` unless `x` holds finite images ``[B, *graph_input]`` and `steps` is at least 1."""
+    """Raise `InputError` unless `x` holds finite images ``[B, *graph_input]`` and `steps` is whole and at least 1."""
     if x.ndim != len(graph_input) + 1 or x.shape[1:] != graph_input or len(x) == 0:
         raise InputError(f"expected images [B, {', '.join(map(str, graph_input))}], got {x.shape}")
     if not np.isfinite(x).all():
         raise InputError(f"the images hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
-    if steps < 1:
-        raise InputError(f"expected at least one time step, got {steps}")
+    positive(steps, "steps")

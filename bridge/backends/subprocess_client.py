@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge import errors
+from bridge._util.checks import positive
 from bridge.backends.protocol import Availability
 from bridge.backends.settings import TIME_LIMIT, time_limit, variable
 from bridge.backends.subprocess_worker import IMAGES, NETWORK, RECORD
@@ -126,6 +127,7 @@ class RemoteNetwork:
 
     def run(self, x: NDArray[np.float32], steps: int, membranes: bool) -> SpikeRecord:
         """Run images `x` ``[B, *input]`` over there for `steps` time steps."""
+        steps = positive(steps, "steps")
         if os.getpid() != self._owner:
             raise BackendError(
                 f"backend {self.backend.name!r}: this network was exported before this process was forked, and what "
@@ -135,7 +137,7 @@ class RemoteNetwork:
             worker = self.start()
             try:
                 np.save(worker.folder / IMAGES, x, allow_pickle=False)
-                worker.ask("run", self.backend.time_limit, steps=int(steps), membranes=membranes)
+                worker.ask("run", self.backend.time_limit, steps=steps, membranes=membranes)
                 record = SpikeRecord.load(worker.folder / RECORD)
                 (worker.folder / RECORD).unlink()
             except OSError as error:  # the disk is full, or somebody has removed the folder

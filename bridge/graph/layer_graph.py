@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from bridge.errors import GraphError
+from bridge.errors import GraphError, UnknownLayerError
 from bridge.graph.layers import Add, Affine, Concat, Flatten, Input, IntegrateFire, Layer, Scale, Shape, SumPool2d
 
 
@@ -60,7 +60,8 @@ class LayerGraph:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise KeyError(name)
+        names = ", ".join(layer.name for layer in self.layers)
+        raise UnknownLayerError(f"no layer is called {name!r}; there are {names}")
 
     @property
     def input(self) -> Input:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +27,39 @@ NESTED = ("state_dict", "model_state_dict", "model", "net")
 """Entries under which training scripts save the weights beside the optimiser and the epoch."""
 
 
-def load_checkpoint(model: Model, path: str | Path) -> Model:
-    """Put the weights in the file at `path` into `model`, and return it. All of them fit, or nothing is changed.
+def load_checkpoint(model: Model, checkpoint: str | Path | Mapping[str, Any]) -> Model:
+    """Put the weights in `checkpoint`, the path of a file or a state dict, into `model`, and return it.
 
-    Reads what ``torch.save(model.state_dict(), path)`` wrote (with ``weights_only=True``: nothing is unpickled) and,
-    by the suffix ``.safetensors``, that format. The weights may lie under ``state_dict``, ``model_state_dict``,
-    ``model`` or ``net``; names may begin with ``module.`` or ``_orig_mod.``, on either side; a λ may be called
-    ``threshold``, ``thresh`` or ``up``, may be ``[]`` or ``[1]``, and fills a λ per channel. ``relu.up`` also finds
-    ``act.thresh``, as the authors renamed it. A missing ``num_batches_tracked`` keeps the model's.
+    All of them fit, or nothing is changed.
+
+    Of files it reads those that ``torch.save(model.state_dict(), path)`` wrote (with ``weights_only=True``: nothing is
+    unpickled) and, by the suffix ``.safetensors``, those in that format. The weights may lie under ``state_dict``,
+    ``model_state_dict``, ``model`` or ``net``; names may begin with ``module.`` or ``_orig_mod.``, on either side; a λ
+    may be called ``threshold``, ``thresh`` or ``up``, may be ``[]`` or ``[1]``, and fills a λ per channel. ``relu.up``
+    also finds ``act.thresh``, as the authors renamed it. A missing ``num_batches_tracked`` keeps the model's.
 
     A checkpoint of the authors' holds λ but *not the number of levels*: give the model the one it was trained with.
     Example: docs/thresholds.md.
 
     Raises:
-        InputError: there is no such file; it is damaged; it holds Python objects, which could run any code when read;
-            or its tensors do not fit `model`: the message lists every name that is missing, unexpected or of another
-            shape or kind.
+        InputError: `checkpoint` is neither; there is no such file; it is damaged; it holds Python objects, which could
+            run any code when read; or its tensors do not fit `model`: the message lists every name that is missing,
+            unexpected or of another shape or kind.
     """
-    path = Path(path)
-    state = _tensors(_read(path), path)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"load_checkpoint: expected a torch.nn.Module first, and then its checkpoint; got {type(model).__name__}"
+        )
+    loaded: object
+    if isinstance(checkpoint, Mapping):
+        source, loaded = "the state dict", checkpoint
+    elif isinstance(checkpoint, str | os.PathLike):
+        source, loaded = str(checkpoint), _read(Path(checkpoint))
+    else:
+        raise InputError(
+            f"load_checkpoint: expected the path of a file or a state dict, got {type(checkpoint).__name__}"
+        )
+    state = _tensors(loaded, source)
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     prefix = _wrapped_in(own)
     fitted, problems = _fit(_without(_wrapped_in(state), state), _without(prefix, own))
@@ -54,7 +69,7 @@ def load_checkpoint(model: Model, path: str | Path) -> Model:
         ):
             problems["note"] = ["the model has no QCFS: call bridge.replace_activations(model, levels=...) first"]
         listed = "\n".join(f"  {title}: {', '.join(names)}" for title, names in problems.items())
-        raise InputError(f"{path}: its weights do not fit {type(model).__name__}, which was left as it is:\n{listed}")
+        raise InputError(f"{source}: its weights do not fit {type(model).__name__}, which was left as it is:\n{listed}")
     model.load_state_dict({prefix + name: value for name, value in fitted.items()}, strict=False)  # checked above
     return model
 
@@ -93,19 +108,19 @@ def _read_safetensors(path: Path) -> object:
     return load_file(path)
 
 
-def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in `loaded`, which may be nested."""
+def _tensors(loaded: object, source: str) -> dict[str, Tensor]:
+    """The state dict in `loaded`, which may be nested. Errors begin with `source`."""
     for _ in NESTED:  # not for ever: a file can hold a dict that holds itself
         if isinstance(loaded, Mapping):
             loaded = next((loaded[name] for name in NESTED if isinstance(loaded.get(name), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise InputError(
-            f"{path}: expected a state dict, names and their tensors; it holds {_describe(loaded)}. "
+            f"{source}: expected a state dict, names and their tensors; it holds {_describe(loaded)}. "
             "Save it with torch.save(model.state_dict(), path)"
         )
     odd = [f"{name} ({_describe(value)})" for name, value in loaded.items() if not isinstance(value, Tensor)]
     if odd:
-        raise InputError(f"{path}: expected a state dict, names and their tensors; not tensors are {', '.join(odd)}")
+        raise InputError(f"{source}: expected a state dict, names and their tensors; not tensors are {', '.join(odd)}")
     return {str(name): value for name, value in loaded.items()}
 
 
@@ -169,7 +184,7 @@ def _own_name(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 def _misfit(value: Tensor, target: Tensor) -> str | None:
     """Why `value` cannot be copied to `target`; None if it can."""
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
         return "not a plain tensor"
     if is_lazy(target):
         return (

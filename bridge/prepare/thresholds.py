@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bridge._util.checks import is_real, positive
 from bridge._util.neutral import without_autocast
 from bridge._util.progress import progress
 from bridge.errors import BridgeError, ConversionError, InputError
@@ -96,7 +97,7 @@ def fit_thresholds(
     dead = []
     for module, histogram in collected.items():
         if levels is not None:
-            module.levels = levels
+            module.levels = int(levels)
         if histogram.total == 0:
             continue
         if not histogram.largest.any():
@@ -231,15 +232,15 @@ def _images(batch: object, where: str) -> Tensor:
 
 
 def _check_arguments(levels: int | None, ceiling: float) -> None:
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise InputError(f"fit_thresholds: levels must be a whole number of at least 1, got {levels!r}")
-    if not ceiling > 0:
+    if levels is not None:
+        positive(levels, "fit_thresholds: levels")
+    if not is_real(ceiling) or not ceiling > 0:
         raise InputError(f"fit_thresholds: ceiling must be positive, 6 for ReLU6; got {ceiling!r}")
 
 
 def _chooser(method: Method, percentile: float) -> Callable[[_Histogram, int], Array]:
     """The function that chooses the λ, ``[C]``, of a layer with L levels."""
-    if not 0 < percentile <= 100:
+    if not is_real(percentile) or not 0 < percentile <= 100:
         raise InputError(f"fit_thresholds: percentile must be above 0 and at most 100, got {percentile!r}")
     choosers: dict[str, Callable[[_Histogram, int], Array]] = {
         "mse": _least_squares,

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-
+from bridge._util.checks import is_real
 from bridge.agreement import Agreement, BackendAgreement, Divergence
 from bridge.errors import InputError, ValidationError
 
@@ -39,7 +38,7 @@ class Tolerance:
         for name, value in vars(self).items():
             if value is None and name in ("rate", "top1"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value <= 1:
+            if not is_real(value) or not 0 <= value <= 1:
                 raise InputError(f"Tolerance: {name}: expected a share from 0 to 1, got {value!r}")
 
 

@@ -15,6 +15,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.checks import positive
 from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
@@ -130,6 +131,8 @@ class LavaFixed(Lava):
             known = get_args(get_type_hints(LavaFixed)[option])
             if getattr(self, option) not in known:
                 raise BackendError(f"LavaFixed: {option} is one of {known}, got {getattr(self, option)!r}")
+        if self.lanes is not None:
+            positive(self.lanes, "LavaFixed: lanes")
 
     @neutral()
     def export(self, graph: nir.NIRGraph) -> LavaNetwork:

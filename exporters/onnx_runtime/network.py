@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.checks import positive
 from bridge._util.files import replacing
 from bridge.backends.protocol import check_input
 from bridge.converters.onnx_files.writer import require_onnx
@@ -82,8 +83,7 @@ class OnnxNetwork:
 
     def initial_state(self, batch: int) -> Values:
         """The potentials before the first step, for `batch` images: zeros, by the name of their input."""
-        if batch < 1:
-            raise InputError(f"expected at least one image, got {batch}")
+        batch = positive(batch, "batch")
         return {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes(batch).items()}
 
     def step(self, x: NDArray[np.float32], state: Values) -> tuple[NDArray[np.float32], Values]:

@@ -130,6 +130,9 @@ def test_spikingjellys_time_step_is_found_in_r():
         (np.zeros((2, 6)), None, "steps: expected a whole number"),
         (np.zeros((2, 6)), 0, "steps: expected a whole number"),
         (np.zeros((2, 6)), True, "steps: expected a whole number"),
+        (np.zeros((2, 6)), 5.0, "steps: expected a whole number"),
+        (np.zeros((5, 2, 6)), 5.0, "steps: expected a whole number"),
+        (np.zeros((5, 2, 6)), np.True_, "steps: expected a whole number"),
         (np.zeros((5, 2, 6)), 4, r"T = steps, got \[5, 2, 6\] and steps = 4"),
         (np.zeros((5, 2, 7)), None, r"\[T, B, 6\]"),
         (np.zeros(6), 3, r"\[B, 6\]"),
@@ -144,6 +147,21 @@ def test_spikingjellys_time_step_is_found_in_r():
 def test_inputs_that_do_not_fit(x, steps, says):
     with pytest.raises(InputError, match=says):
         ForeignNetwork(recurrent()).run(x, steps)
+
+
+def test_numpys_numbers_are_numbers():
+    short: Any = np.float32(1e-4)
+    five: Any = np.int64(5)
+    network = ForeignNetwork(recurrent(), short)
+    assert network.dt == short
+    x = np.ones((2, 6))
+    np.testing.assert_array_equal(network.run(x, five).readout, network.run(x, 5).readout)
+    assert network.run(np.ones((5, 2, 6)), five).steps == 5
+    assert ForeignNetwork(chain(nir.IF(r=like(1.0, 6), v_threshold=like(1.0, 6))), five - 4).dt == 1
+    odd: tuple[Any, ...] = (True, np.True_, np.complex128(1), np.inf)
+    for dt in odd:
+        with pytest.raises(GraphError, match="dt: expected a time step above 0"):
+            ForeignNetwork(recurrent(), dt)
 
 
 def test_the_command_line_takes_our_networks_only(tmp_path):

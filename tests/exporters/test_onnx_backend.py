@@ -302,7 +302,7 @@ def test_as_a_backend_of_the_validator():
         (np.zeros((2, 5), np.float32), 4, "expected images"),
         (np.zeros((0, 6), np.float32), 4, "expected images"),
         (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
-        (np.zeros((2, 6), np.float32), 0, "at least one time step"),
+        (np.zeros((2, 6), np.float32), 0, "steps: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_input(x, steps, says):
@@ -320,7 +320,7 @@ def test_bad_input(x, steps, says):
 def test_bad_states():
     model, shape = networks.mlp()
     native = exported(bridge.convert(model, torch.zeros(1, *shape)).graph)
-    with pytest.raises(InputError, match="at least one image"):
+    with pytest.raises(InputError, match="batch: expected a whole number of at least 1, got 0"):
         native.initial_state(0)
     x = np.zeros((2, 6), np.float32)
     for state in ({}, native.initial_state(3), {**native.initial_state(2), "more": np.zeros((2, 3), np.float32)}):

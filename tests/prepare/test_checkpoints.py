@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +178,31 @@ def test_damaged_files(tmp_path):
         bad.write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.pth: not a checkpoint, or damaged"):
             load_checkpoint(network(), bad)
+
+
+def test_a_state_dict_in_place_of_a_file(images):
+    source = trained(lambda: QCFS(4, 1.0))
+    model = load_checkpoint(network(), {"state_dict": nn.DataParallel(source).state_dict()})
+    torch.testing.assert_close(model.eval()(images), source(images), rtol=0, atol=0)
+    assert model[0].weight.data_ptr() != source[0].weight.data_ptr()
+    with pytest.raises(InputError, match=r"the state dict: its weights do not fit Sequential.*\n  missing: 4\.bias"):
+        load_checkpoint(network(), {name: value for name, value in source.state_dict().items() if name != "4.bias"})
+    with pytest.raises(InputError, match=r"the state dict: .* holds nothing"):
+        load_checkpoint(network(), {})
+    with pytest.raises(InputError, match=r"mismatched: 4\.bias \(not a plain tensor\)"):
+        load_checkpoint(network(), source.state_dict() | {"4.bias": torch.empty(5, device="meta")})
+
+
+@pytest.mark.parametrize("checkpoint", [None, 3, [torch.ones(1)], torch.ones(1)])
+def test_neither_a_file_nor_a_state_dict(checkpoint):
+    with pytest.raises(InputError, match="expected the path of a file or a state dict, got"):
+        load_checkpoint(network(), checkpoint)
+
+
+def test_arguments_the_wrong_way_round(tmp_path):
+    model: Any = tmp_path / "model.pth"
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module first"):
+        load_checkpoint(model, network())  # type: ignore[arg-type]
 
 
 def test_not_a_file(tmp_path):

@@ -374,6 +374,9 @@ def test_bad_input():
         ({"until": "stable", "record": True}, "record"),
         ({"patience": 0}, "patience"),
         ({"memory": 0}, "memory"),
+        ({"device": "gpu"}, "device: expected the name of one that torch knows, .* got 'gpu'"),
+        ({"device": "meta"}, "device: nothing can be computed on 'meta' here"),
+        ({"device": "cuda:99"}, "device: nothing can be computed on 'cuda:99' here"),
     )
     for arguments, message in refused:
         with pytest.raises(InputError, match=message):
@@ -384,6 +387,24 @@ def test_bad_input():
         network.simulate(x * torch.nan, 3)
     with pytest.raises(InputError, match="expected at least one image"):
         network.simulate(x[:, :, 1:], 3)
+
+
+def test_numpys_numbers_are_numbers():
+    network = digits.quantized(8)
+    x = network.pixels(digits.test_images()[0][:2])
+    three: Any = np.int64(3)
+    memory: Any = np.int64(2**28)
+    found = network.simulate(x, three, until="stable", patience=three, memory=memory)
+    np.testing.assert_array_equal(found.outputs, network.simulate(x, 3, until="stable", patience=3).outputs)
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0.0, 1.0], [[0, 1]], None, [[0], [0, 1]], torch.zeros(3).long()])
+def test_labels_that_do_not_fit(labels):
+    network = digits.quantized(8)
+    result = network.simulate(network.pixels(digits.test_images()[0][:2]), 2)
+    with pytest.raises(InputError, match="labels: "):
+        result.accuracy(labels)
+    assert result.accuracy(torch.tensor(result.top1[-1]))[-1] == 1
 
 
 def test_the_twin_refuses_what_lava_would(way):

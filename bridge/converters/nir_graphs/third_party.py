@@ -11,6 +11,7 @@ from typing import Any
 import nir
 import numpy as np
 
+from bridge._util.checks import is_real
 from bridge.converters.nir_graphs.ours import Wiring, layer_of
 from bridge.errors import GraphError
 from bridge.graph import Affine, Array, Input, Layer, Shape
@@ -109,7 +110,7 @@ def _time_step(nodes: Mapping[str, nir.NIRNode], dt: float | None) -> float:
                 f"input at each step, and nothing says whether dt is {TIME_STEP:g} or another: give the time step with "
                 "dt (1 / r, if the neuron is to add its input)"
             )
-    if isinstance(dt, bool) or not isinstance(dt, int | float) or not (math.isfinite(dt) and dt > 0):
+    if not is_real(dt) or not (math.isfinite(dt) and dt > 0):
         raise GraphError(f"dt: expected a time step above 0, in the unit of the graph's time constants, got {dt!r}")
     for name, tau in constants:
         if not isinstance(nodes[name], nir.Delay) and (tau < dt).any():

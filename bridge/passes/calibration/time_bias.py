@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from bridge._util.neutral import neutral
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.simulate.ann import activations
+from bridge.simulate.images import checked
 from bridge.simulate.layerwise import layer_by_layer
 from bridge.simulate.ops import channels
 
@@ -46,11 +48,12 @@ class TimeBiased:
         return len(next(iter(self.biases.values())))
 
     @neutral()
-    def simulate(self, x: Tensor) -> NDArray[np.float32]:
+    def simulate(self, x: Tensor | NDArray[Any]) -> NDArray[np.float32]:
         """The output after each of the T steps, the mean of the readout so far, for images `x` ``[B, *input]``.
 
-        Returns float32 ``[T, B, ...]``.
+        Returns float32 ``[T, B, ...]``. Raises `InputError` if the images do not fit.
         """
+        x = checked(self.graph, x)
 
         def fire(layer: IntegrateFire, drive: Tensor) -> Tensor:
             return _fire(layer, drive, self.biases[layer.name])

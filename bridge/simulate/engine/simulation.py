@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from bridge._util.checks import true_classes
+from bridge.errors import InputError
 from bridge.records import SpikeRecord
 
 
@@ -32,6 +36,12 @@ class Simulation:
         """Index of the largest output after each step, ``[T, B]``."""
         return np.asarray(self.outputs.reshape(*self.outputs.shape[:2], -1).argmax(axis=-1))
 
-    def accuracy(self, labels: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Share of images ``[T]`` whose largest output after t steps is their label ``[B]``."""
-        return np.asarray((self.top1 == np.asarray(labels)).mean(axis=1))
+    def accuracy(self, labels: Tensor | NDArray[Any] | Sequence[int]) -> NDArray[np.float64]:
+        """Share of images ``[T]`` whose largest output after t steps is their label ``[B]``.
+
+        Raises `InputError` unless there is a label for each image.
+        """
+        truth = true_classes(labels, len(self.steps))
+        if truth is None:
+            raise InputError("labels: needs the true classes, one an image")
+        return np.asarray((self.top1 == truth).mean(axis=1))
