@@ -13,6 +13,7 @@ import nir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from bridge._util.checks import positive, usable_device
 from bridge._util.files import replacing
@@ -23,9 +24,10 @@ from bridge.converters.nir_graphs import ours, third_party
 from bridge.converters.onnx_files import capture as onnx_capture
 from bridge.converters.onnx_files import writer as onnx_writer
 from bridge.converters.torch_models import model as torch_model
+from bridge.converters.torch_models.input_shape import checked_shape, shape_of_example, shape_of_model
 from bridge.errors import ConversionError, GraphError, InputError, LossyWarning
 from bridge.foreign import ForeignNetwork
-from bridge.graph import LayerGraph
+from bridge.graph import LayerGraph, Shape
 from bridge.graph.pixel_grid import PixelGrid
 from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
@@ -315,32 +317,52 @@ class SpikingNetwork:
         )
 
 
-def convert(model: nn.Module | str | os.PathLike[str], example_input: Tensor | None = None) -> SpikingNetwork:
+def convert(
+    model: nn.Module | ExportedProgram | str | os.PathLike[str],
+    example_input: Tensor | NDArray[Any] | Sequence[Any] | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+) -> SpikingNetwork:
     """Convert a QCFS-trained `model` to the spiking network that computes the same, spike by spike.
 
-    The model is taken as it stands at inference, whatever mode it is in, and is not changed.
+    The model is taken as it stands at inference, whatever mode it is in, and is not changed. It is run on random images
+    to see what it computes, and each layer is checked on them.
 
     Args:
-        model: a torch module, or the path of an ``.onnx`` file. docs/conversion.md lists what it may consist of.
-        example_input: for a torch module, float images ``[B, ...]`` of the shape it takes. Each layer is run on them
-            and checked.
+        model: a torch module, what torch.export made of one, or the path of an ``.onnx`` file. docs/conversion.md lists
+            what it may consist of.
+        example_input: for a torch module, float images ``[B, ...]`` of the shape it takes; also as an array, or as a
+            DataLoader's batch. Only the shape matters.
+        input_shape: the shape of one image instead, such as (3, 32, 32). Neither is needed where the model tells its
+            input's shape: by a first layer that is linear, by a linear layer that images of one square size alone fit,
+            or by an attribute ``input_shape``, as the zoo's networks have.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.
         GraphError: an ONNX file is missing or damaged.
-        InputError: there is no `example_input`, or the model does not accept it.
+        InputError: the model does not accept such images, or does not tell their shape.
     """
-    if isinstance(model, nn.Module):
-        if example_input is None:
-            raise InputError("convert: a torch module needs an example_input, float images [B, ...] that it takes")
-        ann = torch_model.capture(model, example_input)
-    elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
-        ann = onnx_capture.capture(Path(model))
-    else:
-        came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
-        raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
-    ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
-    return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
+    with neutral():
+        if isinstance(model, ExportedProgram):
+            ann = torch_model.capture_exported(model)
+        elif isinstance(model, nn.Module):
+            ann = torch_model.capture(model, _given_shape(model, example_input, input_shape))
+        elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
+            ann = onnx_capture.capture(Path(model))
+        else:
+            came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+            raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
+        ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
+        return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
+
+
+def _given_shape(model: nn.Module, example_input: Any, input_shape: Any) -> Shape:
+    """The shape of a batch that `model` takes, as far as that is known."""
+    if example_input is not None and input_shape is not None:
+        raise InputError("convert: pass example_input or input_shape, not both")
+    if example_input is not None:
+        return shape_of_example(example_input)
+    return (1, *(checked_shape(input_shape) if input_shape is not None else shape_of_model(model)))
 
 
 @neutral()

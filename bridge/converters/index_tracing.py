@@ -1,111 +1,183 @@
-"""Operations that only move data: reshaping, flattening, permuting, splitting. They are followed by moving indices.
+"""Operations that only move data, followed by moving indices: what a rearranged signal is, as layers.
 
-Instead of one rule for each way to write a flattening or a channel shuffle, the operations themselves are applied to
-a tensor of indices; where a layer reads the result, the indices tell what has happened to the data.
+Instead of one rule for each way to write a flattening, a crop or a channel shuffle, the operations themselves are
+applied to a tensor of indices. Where a layer reads the result, the indices show what has happened to the data.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from bridge.errors import ConversionError
-from bridge.graph import Flatten, Layer, Shape, pointwise
+from bridge.graph import Conv1d, Conv2d, Flatten, Layer, Shape, pointwise
 
-FUNCTIONS: set[Any] = {
-    getattr,
-    operator.getitem,
-    torch.chunk,
-    torch.flatten,
-    torch.permute,
-    torch.reshape,
-    torch.split,
-    torch.squeeze,
-    torch.swapaxes,
-    torch.transpose,
-    torch.unflatten,
-    torch.unsqueeze,
-}
-METHODS = {
-    *("chunk", "contiguous", "dim", "flatten", "narrow", "permute", "reshape", "size", "split", "squeeze"),
-    *("swapaxes", "transpose", "unflatten", "unsqueeze", "view"),
-}
-MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
+Indices = NDArray[np.int64]
+
+NOTHING = -1
+"""The index of an element that is zero and comes from nowhere, as padding does."""
+
+LARGEST_MATRIX = 2**24
+"""Most weights in a matrix that stands for a rearrangement: 64 MiB in float32."""
 
 
-@dataclass(frozen=True)
-class Moved:
-    """A value that is a layer's output with its elements moved, or a part of it.
+def of_one_image(index: Indices, size: int) -> Indices | None:
+    """The indices of the first image of `index` ``[B, ...]``, if all other images are treated alike; else None.
 
-    ``value`` holds indices into that layer's output ``[B, *shape]``, in C order: a tensor, or several.
+    `size` is the number of elements of an image where the indices lead to.
     """
-
-    origin: str
-    value: Any
-
-
-def indices(origin: str, batch: int, shape: Shape) -> Moved:
-    """The output of the layer `origin`, nothing moved yet."""
-    return Moved(origin, torch.arange(batch * math.prod(shape)).reshape(batch, *shape))
+    first = index[0]
+    start = size * np.arange(len(index)).reshape(-1, *[1] * first.ndim)
+    alike = np.where(first < 0, NOTHING, first + start)
+    inside = first.size == 0 or int(first.max()) < size
+    return first if inside and bool((index == alike).all()) else None
 
 
-def move(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply `function` to arguments in which data is given as `Moved`; the result is `Moved` if any of it was data.
+def layers_of(index: Indices, origin: str, shape: Shape, names: Callable[[], str]) -> list[Layer]:
+    """The layers that make of the output of the layer `origin`, of `shape`, what `index` says; none if that is nothing.
 
-    Raises `ConversionError` if it would mix the outputs of two layers.
+    Args:
+        index: for each element of the result, without batch, the element of the origin's output, in C order, or
+            `NOTHING`.
+        origin: the layer's name.
+        shape: of its output, without batch.
+        names: gives a name for each layer made.
+
+    Raises:
+        ConversionError: no layers do this.
     """
-    origins: set[str] = set()
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, Moved):
-            origins.add(value.origin)
-            return value.value
-        if isinstance(value, tuple | list):
-            return type(value)(strip(each) for each in value)
-        return value
-
-    plain_args, plain_kwargs = strip(args), {key: strip(value) for key, value in kwargs.items()}
-    if len(origins) > 1:
-        raise ConversionError(f"it rearranges {sorted(origins)} together; concatenate along the channels instead")
-    result = function(*plain_args, **plain_kwargs)
-    return Moved(origins.pop(), result) if origins and _holds_data(result) else result
-
-
-def arrive(moved: Moved, name: str, shape: Shape) -> Layer | None:
-    """The layer `name` that does what `moved` says with its origin's output, of `shape`; None if that is nothing.
-
-    Raises `ConversionError` for a rearrangement that is neither a flattening nor a choice of channels.
-    """
-    if not isinstance(moved.value, Tensor):
-        raise ConversionError("several tensors are used as one; pick one of them first")
-    found = moved.value.numpy()
-    size = math.prod(shape)
-    first = found[0] if found.ndim > 1 else np.zeros(0, np.int64)
-    together = found.ndim > 1 and (found == first + size * np.arange(len(found)).reshape(-1, *[1] * first.ndim)).all()
-    if together and first.shape == shape and (first.reshape(-1) == np.arange(size)).all():
-        return None
-    if together and first.ndim == 1 and first.size == size and (first == np.arange(size)).all():
-        return Flatten(name=name, inputs=(moved.origin,))
-    if together and first.shape[1:] == shape[1:]:
-        positions = math.prod(shape[1:])
-        channels = first.reshape(len(first), positions) // positions
-        here = first.reshape(len(first), positions) % positions == np.arange(positions)
-        if here.all() and (channels == channels[:, :1]).all():
-            return pointwise(name, moved.origin, np.eye(shape[0])[channels[:, 0]], len(shape))
+    size, target = math.prod(shape), index.shape
+    in_order = index.size == size and bool((index.reshape(-1) == np.arange(size)).all())
+    if in_order and target == shape:
+        return []
+    if in_order and index.ndim == 1:
+        return [Flatten(name=names(), inputs=(origin,))]
+    if len(shape) == index.ndim == 1:
+        return [pointwise(names(), origin, _selection(index, size), 1)]
+    if index.ndim == len(shape):
+        chosen = _window(index, shape)
+        if chosen is not None:
+            return [chosen(names(), origin)]
+    if index.ndim == 1:
+        chosen, first = _window_of_flat(index, shape), names()
+        if chosen is not None:
+            return [chosen(first, origin), Flatten(name=names(), inputs=(first,))]
+        matrix = _selection(index, size)
+        last = names()
+        return [Flatten(name=first, inputs=(origin,)), pointwise(last, first, matrix, 1)]
+    came = f"[B, {', '.join(map(str, shape))}] became [B, {', '.join(map(str, target))}]"
+    if len(shape) == 1:
+        raise ConversionError(f"{came}: no NIR node makes a map of a vector; keep the map until the last layers")
+    if math.prod(target) > size and len(np.unique(index[index >= 0])) < (index >= 0).sum():
+        raise ConversionError(f"{came}: no NIR node enlarges a map; leave it at the size that convolutions give it")
     raise ConversionError(
-        f"[B, {', '.join(map(str, shape))}] became {list(found.shape)} by more than flattening or choosing "
-        "channels, which no spiking layer does; keep the batch first and the channels second"
+        f"{came} by more than choosing channels, cropping, striding or padding, which no NIR node does: keep the batch "
+        "first and the channels second, and do not turn or mirror maps"
     )
 
 
-def _holds_data(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, tuple | list) and any(isinstance(each, Tensor) for each in value)
-    )
+def _selection(index: Indices, size: int) -> NDArray[np.float64]:
+    """The matrix ``[index.size, size]`` that picks these elements."""
+    if index.size * size > LARGEST_MATRIX:
+        raise ConversionError(
+            f"a rearrangement of {size} values into {index.size} that is neither a flattening nor a choice of channels "
+            f"would take a matrix of {index.size * size} weights, and at most {LARGEST_MATRIX} are made"
+        )
+    matrix = np.zeros((index.size, size))
+    rows = np.flatnonzero(index.reshape(-1) >= 0)
+    matrix[rows, index.reshape(-1)[rows]] = 1.0
+    return matrix
+
+
+def _window_of_flat(index: Indices, shape: Shape) -> Callable[[str, str], Layer] | None:
+    """As `_window`, for indices into a map that were flattened after it was chosen from."""
+    positions = math.prod(shape[1:])
+    here = np.unravel_index(index[index >= 0] % positions, shape[1:])
+    sizes = tuple(len(np.unique(each)) for each in here)  # rows and columns that are left
+    for rest in dict.fromkeys((shape[1:], sizes)):
+        if min(rest) > 0 and index.size % math.prod(rest) == 0:
+            chosen = _window(index.reshape(-1, *rest), shape)
+            if chosen is not None:
+                return chosen
+    return None
+
+
+def _window(index: Indices, shape: Shape) -> Callable[[str, str], Layer] | None:
+    """A convolution whose kernels hold a single one, if `index` can be written so: each channel of the result is one of
+    the channels of `shape`, shifted, with a stride, and zero outside. A 1×1 one where only channels are chosen.
+    """
+    space, positions = shape[1:], math.prod(shape[1:])
+    there = index >= 0
+    axes = tuple(range(1, index.ndim))
+    channel = index // positions
+    highest = np.where(there, channel, NOTHING).max(axes)
+    if (np.where(there, channel, np.iinfo(np.int64).max).min(axes) < highest).any():
+        return None
+    stride, shift = [], []
+    for axis, here in zip(axes, np.unravel_index(np.where(there, index % positions, 0), space), strict=True):
+        step = _step(here, there, axis)
+        if step is None:
+            return None
+        along = np.arange(index.shape[axis]).reshape(-1, *[1] * (index.ndim - 1 - axis))
+        offset = np.where(there, here - step * along, np.iinfo(np.int64).min).max(axes)
+        stride.append(step)
+        shift.append(np.where(highest >= 0, offset, 0))
+    found = [
+        _kernel(size, out, step, offsets)
+        for size, out, step, offsets in zip(space, index.shape[1:], stride, shift, strict=True)
+    ]
+    kernel, padding = tuple(each[0] for each in found), tuple(each[1] for each in found)
+    alone = len(index) == shape[0] and bool(((highest < 0) | (highest == np.arange(len(highest)))).all())
+    plain = set(kernel) == {1} and not any(padding)
+    groups = shape[0] if alone and not plain else 1
+    if len(index) * shape[0] // groups * math.prod(kernel) > LARGEST_MATRIX:
+        return None
+    weight = np.zeros((len(index), shape[0] // groups, *kernel))
+    for out in np.flatnonzero(highest >= 0):
+        taps = tuple(int(offsets[out]) + pad for offsets, pad in zip(shift, padding, strict=True))
+        weight[(out, 0 if groups > 1 else int(highest[out]), *taps)] = 1.0
+    convolve = F.conv1d if len(space) == 1 else F.conv2d
+    numbered = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(1, *shape)
+    with torch.no_grad():
+        result = convolve(numbered, torch.from_numpy(weight), None, stride, padding, 1, groups)
+    if not np.array_equal(result[0].round().long().numpy() - 1, index):
+        return None
+
+    def make(name: str, origin: str) -> Layer:
+        common = {"name": name, "inputs": (origin,), "weight": weight, "bias": np.zeros(len(weight)), "groups": groups}
+        if len(space) == 1:
+            return Conv1d(**common, stride=stride[0], padding=padding[0])
+        return Conv2d(**common, stride=(stride[0], stride[1]), padding=(padding[0], padding[1]))
+
+    return make
+
+
+def _step(here: Indices, there: NDArray[np.bool_], axis: int) -> int | None:
+    """The stride along `axis`: by how much the coordinates `here` grow from one element to the next; None if unevenly.
+
+    1 where no two elements lie beside each other.
+    """
+    both = np.take(there, range(1, there.shape[axis]), axis) & np.take(there, range(there.shape[axis] - 1), axis)
+    steps = np.unique(np.diff(here, axis=axis)[both])
+    if len(steps) == 0:
+        return 1
+    return int(steps[0]) if len(steps) == 1 and steps[0] >= 1 else None
+
+
+def _kernel(size: int, out: int, stride: int, shifts: Indices) -> tuple[int, int]:
+    """The size and the padding of a kernel that gives `out` values of `size`, with a one at each of the `shifts`.
+
+    Padding is the same on both sides, so a kernel is longer than its ones need where less is padded on one side.
+    """
+    padding = max(0, -int(shifts.min(initial=0)))
+    while True:
+        longest = size + 2 * padding - stride * (out - 1)  # with a longer one, fewer values come out
+        needed = max(1, longest - stride + 1, int(shifts.max(initial=0)) + padding + 1)
+        if needed <= longest:
+            return needed, padding
+        padding += 1

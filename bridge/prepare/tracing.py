@@ -29,7 +29,10 @@ def device_and_dtype(model: nn.Module) -> dict[str, Any]:
 def at_inference(model: nn.Module) -> Iterator[None]:
     """`model` in eval mode, and each of its modules back in the mode it was in afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError:  # torch.export's modules have no modes
+        pass
     try:
         yield
     finally:

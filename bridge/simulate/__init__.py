@@ -2,4 +2,6 @@
 
 from bridge._util.lazy import lazily
 
-__getattr__, __dir__ = lazily(__name__)
+__getattr__, __dir__ = lazily(
+    __name__, {"bridge.simulate.ann": ["activations"], "bridge.simulate.reference": ["simulate"]}
+)

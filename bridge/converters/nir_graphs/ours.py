@@ -47,6 +47,7 @@ from bridge.graph import (
     SumPool2d,
     pointwise,
     same_padding,
+    spread,
 )
 from bridge.graph.ranges import EXACT, ranges
 
@@ -121,6 +122,12 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
 
 def _mixed(graph: LayerGraph, layer: Scale) -> Layer:
     """The `layer` of `graph` as an affine one, whose matrix is diagonal."""
+    if layer.per_position:
+        raise GraphError(
+            f"layer {layer.name!r}: its factors differ within a channel, and the convolution that neuron='if' has in "
+            "its place cannot do so; write neuron='exact', or use average pools that count their padding "
+            "(count_include_pad=True, ceil_mode=False), which need no such factors"
+        )
     scale = np.asarray(layer.scale, np.float32)
     mixed = pointwise(layer.name, layer.inputs[0], np.diag(scale), len(graph.shapes[layer.name]))
     return replace(mixed, bias=np.zeros_like(scale))
@@ -288,20 +295,25 @@ def _ordered(sources: Mapping[str, Sequence[str]], output: str) -> list[str]:
 
 
 def _spread(values: Array, shape: Shape) -> Array:
-    """One value a channel, repeated over `shape` ``[C, ...]``; NIR wants one for every neuron."""
-    full = np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape)
-    return np.array(full, dtype=np.float32)
+    """`values` in float32, repeated over `shape` ``[C, ...]``; NIR wants one for every neuron."""
+    return np.array(spread(values, shape), dtype=np.float32)
 
 
 def _per_channel(values: Any, name: str) -> Array:
     """The value of each channel of an array ``[C, ...]``. Raises `GraphError` if a channel holds several."""
+    array = _reduced(values, name)
+    if array.ndim > 1:
+        raise GraphError(f"node {name!r}: its values differ within a channel; one value a channel is supported")
+    return array
+
+
+def _reduced(values: Any, name: str) -> Array:
+    """The value of each channel of an array ``[C, ...]``, or all of its values if a channel holds several."""
     array = np.asarray(values, np.float32)
     if array.ndim == 0:
         raise GraphError(f"node {name!r}: expected an array of the full neuron shape, got a scalar")
     flat = array.reshape(len(array), -1)
-    if not (flat == flat[:, :1]).all():
-        raise GraphError(f"node {name!r}: its values differ within a channel; one value a channel is supported")
-    return np.ascontiguousarray(flat[:, 0])
+    return np.ascontiguousarray(flat[:, 0] if (flat == flat[:, :1]).all() else array)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -455,7 +467,7 @@ def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
 
 @layer_of.register
 def _(node: nir.Scale, name: str, inputs: tuple[str, ...]) -> Layer:
-    return Scale(name=name, inputs=inputs, scale=_per_channel(node.scale, name))
+    return Scale(name=name, inputs=inputs, scale=_reduced(node.scale, name))
 
 
 def _matrix(weight: Any, name: str) -> Array:

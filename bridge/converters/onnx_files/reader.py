@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -426,20 +425,24 @@ class Reader:
         if isinstance(value, Signal):
             return value
         shape = self.shapes[value.origin]
-        first, second = (self._layer_of_indices(value, indices, shape) for indices in value.indices)
-        weights = [np.asarray(getattr(layer, "weight", 0)) for layer in (first, second)]
-        if type(first) is not type(second) or not np.array_equal(weights[0], weights[1]):
+        first, second = (self._layers_of_indices(value, indices, shape) for indices in value.indices)
+        if len(first) != len(second) or not all(map(_alike, first, second)):
             raise ConversionError(f"what {value.node.where} hands it depends on the batch size")
-        if first is None:
-            return Signal(value.origin)
-        return self.put(replace(value.node, index=index), replace(first, name=self.name(value.node)))
+        signal = Signal(value.origin)
+        for layer in first:
+            named = replace(layer, name=self.name(value.node), inputs=(signal.base,))
+            signal = self.put(replace(value.node, index=index), named)
+        return signal
 
-    def _layer_of_indices(self, value: Rearranged, indices: NDArray[Any], shape: Shape) -> Layer | None:
-        if indices.shape[1:] == (*indices.shape[1:2], *shape[1:]) and not _in_order(indices):
-            self.tensors.spend(shape[0] * (shape[0] + indices.shape[1]))  # a choice of channels is a matrix
-        moved = index_tracing.Moved(value.origin, torch.from_numpy(np.ascontiguousarray(indices)))
+    def _layers_of_indices(self, value: Rearranged, indices: NDArray[Any], shape: Shape) -> list[Layer]:
+        if not _in_order(indices):
+            # A choice of channels is a matrix.
+            self.tensors.spend(shape[0] * (shape[0] + math.prod(indices.shape[1:2])))
+        pattern = index_tracing.of_one_image(np.asarray(indices), math.prod(shape)) if indices.ndim > 1 else None
         try:
-            return index_tracing.arrive(moved, value.node.title, shape)
+            if pattern is None:
+                raise ConversionError("it mixes the images of a batch, or the batch is not first; keep it first")
+            return index_tracing.layers_of(pattern, value.origin, shape, lambda: value.node.title)
         except ConversionError as error:
             raise ConversionError(f"what {value.node.where} hands it: {error}") from error
 
@@ -461,6 +464,12 @@ class Reader:
                 raise GraphError(f"its operands do not fit ({error})") from error
             results.append(tuple(result) if isinstance(result, list) else (np.asarray(result),))
         return list(zip(*results, strict=True))
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    """Whether two rearrangements are the same layer."""
+    weights = [np.asarray(getattr(layer, "weight", 0)) for layer in (one, other)]
+    return type(one) is type(other) and np.array_equal(*weights)
 
 
 def _in_order(indices: NDArray[Any]) -> bool:

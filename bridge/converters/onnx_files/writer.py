@@ -31,6 +31,7 @@ from bridge.graph import (
     Linear,
     Scale,
     Shape,
+    aligned,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def _batch_norm(parts: Parts, layer: BatchNorm, shape: Shape) -> None:
 
 
 def _scale(parts: Parts, layer: Scale, shape: Shape) -> None:
-    parts.node("Mul", layer.name, (*layer.inputs, parts.tensor(f"{layer.name}.scale", per_channel(layer.scale, shape))))
+    scale = parts.tensor(f"{layer.name}.scale", aligned(layer.scale, len(shape)))
+    parts.node("Mul", layer.name, (*layer.inputs, scale))
 
 
 def _avg_pool(parts: Parts, layer: AvgPool2d, shape: Shape) -> None:
@@ -164,7 +166,7 @@ def _concat(parts: Parts, layer: Concat, shape: Shape) -> None:
 
 def _activation(parts: Parts, layer: ClipFloorShift, shape: Shape) -> None:
     name = layer.name
-    threshold = parts.tensor(f"{name}.threshold", per_channel(layer.threshold, shape))
+    threshold = parts.tensor(f"{name}.threshold", aligned(layer.threshold, len(shape)))
     levels = parts.tensor(f"{name}.levels", layer.levels)
     half, zero, one = (parts.tensor(f"{name}.{what}", value) for what, value in CONSTANTS.items())
     scaled = parts.node("Mul", f"{name}/times_levels", (*layer.inputs, levels))
@@ -177,11 +179,6 @@ def _activation(parts: Parts, layer: ClipFloorShift, shape: Shape) -> None:
 
 
 CONSTANTS = {"half": 0.5, "zero": 0.0, "one": 1.0}
-
-
-def per_channel(values: np.ndarray, shape: Shape) -> np.ndarray:
-    """One value a channel ``[C]``, shaped to broadcast over ``[B, *shape]``."""
-    return values.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def _sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
