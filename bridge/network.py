@@ -20,7 +20,7 @@ from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge.agreement import Agreement
 from bridge.backends.protocol import Backend
-from bridge.converters.nir_graphs import ours, third_party
+from bridge.converters.nir_graphs import files, ours, third_party
 from bridge.converters.onnx_files import capture as onnx_capture
 from bridge.converters.onnx_files import writer as onnx_writer
 from bridge.converters.torch_models import model as torch_model
@@ -377,7 +377,7 @@ def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignN
         GraphError: the file is missing or damaged, or a node in it, which the message names, is unknown or ambiguous.
         InputError: `dt` is given for a network of this package, which counts time in steps.
     """
-    graph = ours.read(path)
+    graph = files.read(path)
     try:
         layers = ours.from_nir(graph)
     except GraphError as refused:

@@ -315,7 +315,7 @@ def twice(graph):
         (short_bias, "'layer_0'.*a bias of shape"),
         (not_a_number, "'layer_0'.*finite"),
         (uneven_threshold, "'layer_2'.*one value a channel"),
-        (wrong_type, "'layer_3'.*malformed"),
+        (wrong_type, "'layer_3': stride: expected a whole number.*'wide'"),
         (no_output, "one Output"),
         (twice, "there twice"),
     ],

@@ -108,14 +108,16 @@ def like(value: float, *shape: int) -> Values:
     return np.full(shape, value)
 
 
-def graph_of(edges: list[Edge], size: tuple[int, ...] = (6,), **nodes: nir.NIRNode) -> nir.NIRGraph:
-    last = {"output": nir.Output(output_type={"output": np.array([3])})}
+def graph_of(
+    edges: list[Edge], size: tuple[int, ...] = (6,), out: tuple[int, ...] = (3,), **nodes: nir.NIRNode
+) -> nir.NIRGraph:
+    last = {"output": nir.Output(output_type={"output": np.array(out)})}
     return nir.NIRGraph({"input": nir.Input(input_type={"input": np.array(size)}), **nodes, **last}, edges, {}, False)
 
 
-def chain(*nodes: nir.NIRNode, size: tuple[int, ...] = (6,)) -> nir.NIRGraph:
+def chain(*nodes: nir.NIRNode, size: tuple[int, ...] = (6,), out: tuple[int, ...] = (3,)) -> nir.NIRGraph:
     names = ["input", *(f"n{number}" for number in range(len(nodes))), "output"]
-    return graph_of([*itertools.pairwise(names)], size, **dict(zip(names[1:], nodes, strict=False)))
+    return graph_of([*itertools.pairwise(names)], size, out, **dict(zip(names[1:], nodes, strict=False)))
 
 
 def lif(size: int = 3, **changes: float) -> nir.LIF:

@@ -16,18 +16,16 @@ Time is discrete with dt = 1. What a reader needs is in this structure; the grap
 from __future__ import annotations
 
 import graphlib
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
-from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 import numpy as np
 
+from bridge.converters.nir_graphs.declared import check, real, shape_of, weights, whole
 from bridge.errors import GraphError
 from bridge.graph import (
     Add,
@@ -56,8 +54,6 @@ METADATA = {
     "neuron": "I -> Threshold -> Scale(-theta) -> I: integrate-and-fire, soft reset; fires on level, not on crossing",
     "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
 }
-
-LARGEST_RATIO = 2000  # of a dataset's size to what it takes in the file; gzip reaches about 1000
 
 HARD_RESET = (
     "resets to v_reset when it fires, which is not the soft reset that QCFS converts to; "
@@ -108,7 +104,7 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     nodes[output] = nir.Output(output_type={"output": np.array(graph.shapes[graph.output.name])})
     feed(graph.output.name, output)
     # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
-    # Files with other kernels or groups need nir.read(path, type_check=False), as `read` does.
+    # Files with other kernels or groups need nir.read(path, type_check=False), as `bridge.nir_graph.read` does.
     metadata = METADATA | ({} if neuron == "exact" else {"neuron": "IF: integrate-and-fire, hard reset"})
     result = nir.NIRGraph(nodes, edges, metadata=metadata, type_check=False)
     for layer in graph:
@@ -133,26 +129,6 @@ def _mixed(graph: LayerGraph, layer: Scale) -> Layer:
     return replace(mixed, bias=np.zeros_like(scale))
 
 
-def read(path: str | Path) -> nir.NIRGraph:
-    """The NIR graph in the file at `path`, whoever wrote it.
-
-    Raises:
-        GraphError: the file is missing, is no NIR file, or damaged.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise GraphError(f"expected the path of a NIR file, got {path!r}")
-    path = Path(path)
-    if not path.is_file():
-        raise GraphError(f"{path}: no such file")
-    if not h5py.is_hdf5(path):
-        raise GraphError(f"{path}: not a NIR file (NIR files are HDF5); write one with SpikingNetwork.save(path)")
-    try:
-        _check_sizes(path)
-        return nir.read(path, type_check=False)
-    except Exception as error:  # nir raises whatever its parts raise on a damaged file
-        raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
-
-
 def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     """The layers of a NIR `graph`, its neurons recognised by their structure alone, whatever the nodes are called.
 
@@ -170,8 +146,8 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             layers[name] = IntegrateFire(
                 name=name,
                 inputs=(_sum(name, drives, layers),),
-                level=_per_channel(node.threshold, name).astype(np.float64) + 1,
-                threshold=-_per_channel(wiring.nodes[reset].scale, reset),
+                level=_per_channel(node.threshold, name, "threshold").astype(np.float64) + 1,
+                threshold=-_per_channel(wiring.nodes[reset].scale, reset, "scale"),
             )
     for name, node in graph.nodes.items():
         if name in inside or name in layers or isinstance(node, nir.Output):
@@ -195,6 +171,7 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
     result = LayerGraph(tuple(layers[name] for name in order))
+    _check_declared(graph, result, wiring.output)
     if result.integer:
         for name, reach in ranges(result).items():
             largest = float(reach.partial.max())
@@ -202,9 +179,19 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in result.spiking})
 
 
+def _check_declared(graph: nir.NIRGraph, layers: LayerGraph, output: str) -> None:
+    """Hold what the nodes of `graph` say of their shapes against the `layers` read from them."""
+    nodes = {layer.name: graph.nodes[layer.name] for layer in layers if layer.name in graph.nodes}
+    nodes[output] = graph.nodes[output]
+    sources = {name: layers[name].inputs if name != output else (layers.output.name,) for name in nodes}
+    given = {**layers.shapes, output: layers.shapes[layers.output.name]}
+    taken = {name: given[sources[name][0]] if sources[name] else given[name] for name in nodes}
+    check(nodes, {layer.name: layer for layer in layers} | {output: None}, sources, taken, given)
+
+
 def _with_level(graph: LayerGraph, name: str, node: nir.Threshold) -> Layer:
     """The neurons `name` of `graph` with the smallest potential above the threshold of `node` as their level."""
-    above = _per_channel(node.threshold, name)
+    above = _per_channel(node.threshold, name, "threshold")
     return replace(graph[name], level=above + 1 if graph.integer else np.nextafter(above, np.float32(np.inf)))  # type: ignore[call-arg]
 
 
@@ -218,19 +205,6 @@ def _sum(name: str, sources: Sequence[str], layers: dict[str, Layer]) -> str:
         layers[joined] = Add(name=joined, inputs=(total, source))
         total = joined
     return total
-
-
-def _check_sizes(path: Path) -> None:
-    """Refuse a file that declares arrays far larger than compression allows, before anything that large is made."""
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
-            stored = item.id.get_storage_size()
-            if item.nbytes > LARGEST_RATIO * stored + 1_000_000:
-                raise GraphError(f"{name} declares {item.nbytes} bytes, but the file holds {stored} of it")
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
 
 
 class Wiring:
@@ -299,26 +273,21 @@ def _spread(values: Array, shape: Shape) -> Array:
     return np.array(spread(values, shape), dtype=np.float32)
 
 
-def _per_channel(values: Any, name: str) -> Array:
+def _per_channel(values: Any, name: str, what: str) -> Array:
     """The value of each channel of an array ``[C, ...]``. Raises `GraphError` if a channel holds several."""
-    array = _reduced(values, name)
+    array = _reduced(values, name, what)
     if array.ndim > 1:
         raise GraphError(f"node {name!r}: its values differ within a channel; one value a channel is supported")
     return array
 
 
-def _reduced(values: Any, name: str) -> Array:
+def _reduced(values: Any, name: str, what: str) -> Array:
     """The value of each channel of an array ``[C, ...]``, or all of its values if a channel holds several."""
-    array = np.asarray(values, np.float32)
+    array = real(values, name, what)
     if array.ndim == 0:
         raise GraphError(f"node {name!r}: expected an array of the full neuron shape, got a scalar")
     flat = array.reshape(len(array), -1)
     return np.ascontiguousarray(flat[:, 0] if (flat == flat[:, :1]).all() else array)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = np.broadcast_to(np.asarray(value), (2,))
-    return int(values[0]), int(values[1])
 
 
 @singledispatch
@@ -391,50 +360,71 @@ def layer_of(node: nir.NIRNode, name: str, inputs: tuple[str, ...]) -> Layer:
 
 @layer_of.register
 def _(node: nir.Input, name: str, inputs: tuple[str, ...]) -> Layer:
-    return Input(name=name, shape=tuple(int(size) for size in node.input_type["input"]))
+    shape = shape_of(node.input_type["input"], name, "shape")
+    if not shape or min(shape) < 1:
+        raise GraphError(f"node {name!r} (Input): expected at least one dimension, and none below 1, got {shape}")
+    return Input(name=name, shape=shape)
 
 
 @layer_of.register
 def _(node: nir.Affine, name: str, inputs: tuple[str, ...]) -> Layer:
-    return Linear(name=name, inputs=inputs, weight=_matrix(node.weight, name), bias=np.asarray(node.bias, np.float32))
+    weight, bias = weights(node.weight, 2, name, "weight"), weights(node.bias, 1, name, "bias")
+    return Linear(name=name, inputs=inputs, weight=weight, bias=bias)
 
 
 @layer_of.register
 def _(node: nir.Linear, name: str, inputs: tuple[str, ...]) -> Layer:
-    weight = _matrix(node.weight, name)
+    weight = weights(node.weight, 2, name, "weight")
     return Linear(name=name, inputs=inputs, weight=weight, bias=np.zeros(len(weight), np.float32))
 
 
 @layer_of.register
 def _(node: nir.Conv2d, name: str, inputs: tuple[str, ...]) -> Layer:
-    weight = np.asarray(node.weight, np.float32)
-    stride, dilation = _pair(node.stride), _pair(node.dilation)
-    return Conv2d(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=np.asarray(node.bias, np.float32),
-        stride=stride,
-        padding=_pair(_padding(node.padding, weight.shape[2:], stride, dilation, name)),
-        dilation=dilation,
-        groups=int(node.groups),
+    weight = weights(node.weight, 4, name, "weight")
+    stride, dilation = _pair(node.stride, name, "stride"), _pair(node.dilation, name, "dilation")
+    return _grouped(
+        Conv2d(
+            name=name,
+            inputs=inputs,
+            weight=weight,
+            bias=weights(node.bias, 1, name, "bias"),
+            stride=stride,
+            padding=_pair(_padding(node.padding, weight.shape[2:], stride, dilation, name), name, "padding"),
+            dilation=dilation,
+            groups=whole(node.groups, 1, name, "groups")[0],
+        )
     )
 
 
 @layer_of.register
 def _(node: nir.Conv1d, name: str, inputs: tuple[str, ...]) -> Layer:
-    weight = np.asarray(node.weight, np.float32)
-    stride, dilation = int(node.stride), int(node.dilation)
-    return Conv1d(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=np.asarray(node.bias, np.float32),
-        stride=stride,
-        padding=int(np.squeeze(_padding(node.padding, weight.shape[2:], (stride,), (dilation,), name))),
-        dilation=dilation,
-        groups=int(node.groups),
+    weight = weights(node.weight, 3, name, "weight")
+    stride, dilation = whole(node.stride, 1, name, "stride"), whole(node.dilation, 1, name, "dilation")
+    return _grouped(
+        Conv1d(
+            name=name,
+            inputs=inputs,
+            weight=weight,
+            bias=weights(node.bias, 1, name, "bias"),
+            stride=stride[0],
+            padding=whole(_padding(node.padding, weight.shape[2:], stride, dilation, name), 1, name, "padding")[0],
+            dilation=dilation[0],
+            groups=whole(node.groups, 1, name, "groups")[0],
+        )
     )
+
+
+def _grouped(layer: Conv1d | Conv2d) -> Layer:
+    """The `layer`, whose channels make so many groups."""
+    channels = len(layer.weight)
+    fits = layer.groups >= 1 and channels % layer.groups == 0
+    layer.expect(fits, f"groups of equal size of its {channels} output channels", f"groups = {layer.groups}")
+    return layer
+
+
+def _pair(value: Any, name: str, what: str) -> tuple[int, int]:
+    first, second = whole(value, 2, name, what)
+    return first, second
 
 
 def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: str) -> Any:
@@ -453,25 +443,19 @@ def _padding(padding: Any, kernel: Shape, stride: Shape, dilation: Shape, name: 
 @layer_of.register(nir.SumPool2d)
 def _(node: nir.AvgPool2d | nir.SumPool2d, name: str, inputs: tuple[str, ...]) -> Layer:
     kind = SumPool2d if isinstance(node, nir.SumPool2d) else AvgPool2d
-    kernel, stride, padding = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
+    kernel, stride, padding = (_pair(getattr(node, key), name, key) for key in ("kernel_size", "stride", "padding"))
     return kind(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding)
 
 
 @layer_of.register
 def _(node: nir.Flatten, name: str, inputs: tuple[str, ...]) -> Layer:
     rank = len(node.input_type["input"]) if node.input_type["input"] is not None else 3
-    if int(node.start_dim) != 0 or int(node.end_dim) not in (-1, rank - 1):
+    ends = [whole(getattr(node, key), 1, name, key)[0] for key in ("start_dim", "end_dim")]
+    if ends not in ([0, -1], [0, rank - 1]):
         raise GraphError(f"node {name!r} (Flatten): expected all dimensions flattened, 0 to -1 (NIR has no batch)")
     return Flatten(name=name, inputs=inputs)
 
 
 @layer_of.register
 def _(node: nir.Scale, name: str, inputs: tuple[str, ...]) -> Layer:
-    return Scale(name=name, inputs=inputs, scale=_reduced(node.scale, name))
-
-
-def _matrix(weight: Any, name: str) -> Array:
-    array = np.asarray(weight, np.float32)
-    if array.ndim != 2:
-        raise GraphError(f"node {name!r}: expected a weight matrix [F_out, F_in], got shape {array.shape}")
-    return array
+    return Scale(name=name, inputs=inputs, scale=_reduced(node.scale, name, "scale"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import graphlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -12,6 +13,7 @@ import nir
 import numpy as np
 
 from bridge._util.checks import is_real
+from bridge.converters.nir_graphs.declared import check, whole
 from bridge.converters.nir_graphs.ours import Wiring, layer_of
 from bridge.errors import GraphError
 from bridge.graph import Affine, Array, Input, Layer, Shape
@@ -21,6 +23,9 @@ TIME_STEP = 1e-4
 """Seconds: what the NIR paper's experiments run with, snnTorch writes for and SpikingJelly reads with by default."""
 
 NEURONS = (nir.I, nir.IF, nir.LI, nir.LIF, nir.CubaLI, nir.CubaLIF)
+Sources = Mapping[str, tuple[str, ...]]
+"""By node, the nodes that feed it."""
+
 FOREIGN = (nir.IF, nir.LI, nir.LIF, nir.CubaLI, nir.CubaLIF, nir.Delay, nir.NIRGraph)
 """Kinds of nodes that this package writes in no exact network."""
 
@@ -51,9 +56,9 @@ def parse(graph: nir.NIRGraph, dt: float | None = None) -> ForeignGraph:
     (source,) = (name for name, node in nodes.items() if isinstance(node, Input))
     late = _late(nodes, wiring)
     sources = {name: tuple(sorted(wiring.before[name])) for name in nodes}
-    order = _order(nodes, sources, late)
-    shapes = _shapes({name: nodes[name] for name in order}, sources)
-    result = ForeignGraph({name: nodes[name] for name in order}, sources, late, shapes, source, wiring.output, dt)
+    ordered = {name: nodes[name] for name in _order(nodes, sources, late)}
+    shapes = _checked_shapes(graph, ordered, sources, source)
+    result = ForeignGraph(ordered, sources, late, shapes, source, wiring.output, dt)
     if not result.spiking:
         raise GraphError("no neuron in it, so nothing spikes")
     return result
@@ -76,7 +81,7 @@ def _flat(graph: nir.NIRGraph, prefix: str = "") -> tuple[dict[str, nir.NIRNode]
         if len(entries) != 1 or len(exits) != 1:
             raise GraphError(f"graph {full!r}: expected one Input and one Output, got {entries} and {exits}")
         ends[name] = f"{full}.{entries[0]}", f"{full}.{exits[0]}"
-        nodes |= inner | dict.fromkeys(ends[name], nir.NIRGraph({}, [], type_check=False))  # `_node` passes these on
+        nodes |= inner | {end: _passage(inner[end]) for end in ends[name]}
         edges += inner_edges
     for a, b in graph.edges:
         for end in (a, b):
@@ -84,6 +89,13 @@ def _flat(graph: nir.NIRGraph, prefix: str = "") -> tuple[dict[str, nir.NIRNode]
                 raise GraphError(f"edge {prefix + a!r} → {prefix + b!r}: there is no node {prefix + end!r}")
         edges.append((ends[a][1], ends[b][0]))
     return nodes, edges
+
+
+def _passage(end: nir.NIRNode) -> nir.NIRGraph:
+    """An empty graph, which `_node` reads as what passes its input on, with the types of an inner Input or Output."""
+    passage = nir.NIRGraph({}, [], type_check=False)
+    passage.input_type, passage.output_type = end.input_type, end.output_type
+    return passage
 
 
 def _time_step(nodes: Mapping[str, nir.NIRNode], dt: float | None) -> float:
@@ -150,9 +162,7 @@ def _reached(after: Mapping[str, Iterable[str]], start: str) -> set[str]:
     return found
 
 
-def _order(
-    nodes: Mapping[str, Node], sources: Mapping[str, tuple[str, ...]], late: frozenset[tuple[str, str]]
-) -> list[str]:
+def _order(nodes: Mapping[str, Node], sources: Sources, late: frozenset[tuple[str, str]]) -> list[str]:
     """Names in topological order, by name where several are possible."""
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
     for name, node in nodes.items():
@@ -170,10 +180,66 @@ def _order(
     return order
 
 
-def _shapes(nodes: Mapping[str, Node], sources: Mapping[str, tuple[str, ...]]) -> dict[str, Shape]:
-    """Output shapes of `nodes`, in their order; checks that what feeds each of them fits."""
-    shapes: dict[str, Shape] = {}
+def _checked_shapes(graph: nir.NIRGraph, nodes: Mapping[str, Node], sources: Sources, source: str) -> dict[str, Shape]:
+    """Output shapes of `nodes`, in their order. Raises `GraphError` at the first of them in `graph` that is wrong.
+
+    If something does not fit, but would without a batch, it is the batch that is refused.
+    """
     taken: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
+    try:
+        _find_shapes(nodes, sources, taken, shapes)
+    except GraphError as error:
+        for unbatched, blame in _without_batch(nodes, source):
+            if _fit({**nodes, **unbatched}, sources):
+                raise GraphError(blame) from error
+        check({name: graph.nodes[name] for name in shapes}, nodes, sources, taken, shapes)
+        raise
+    check({name: graph.nodes[name] for name in nodes}, nodes, sources, taken, shapes)
+    return shapes
+
+
+def _without_batch(nodes: Mapping[str, Node], source: str) -> Iterator[tuple[dict[str, Node], str]]:
+    """What may have a batch in it, as it would be without: the Input, the Flattens, both; and what to say then."""
+    enters = nodes[source]
+    starts = {name: node for name, node in nodes.items() if isinstance(node, Flatten) and node.start > 0}
+    flattens: dict[str, Node] = {
+        name: Flatten(node.start - 1, node.end if node.end < 0 else node.end - 1) for name, node in starts.items()
+    }
+    inputs: list[tuple[dict[str, Node], str]] = []
+    if isinstance(enters, Input):
+        for shape in (enters.shape[1:], enters.shape[2:]):
+            blame = (
+                f"node {source!r} (Input): expected a shape without batch and time, which NIR does not count, got "
+                f"{enters.shape}; what it feeds takes {shape}: write that"
+            )
+            inputs.append(({source: replace(enters, shape=shape)}, blame))
+    yield from inputs
+    for name, node in [*starts.items()][:1]:
+        blame = (
+            f"node {name!r} (Flatten): expected dimensions without a batch, which NIR does not count, got start_dim = "
+            f"{node.start}; what it feeds takes one dimension more flattened: write start_dim = {node.start - 1}"
+        )
+        yield flattens, blame
+        for unbatched, more in inputs:
+            yield {**unbatched, **flattens}, f"{more}, and start_dim = {node.start - 1} in node {name!r} (Flatten)"
+
+
+def _fit(nodes: Mapping[str, Node], sources: Sources) -> bool:
+    try:
+        _find_shapes(nodes, sources, {}, {})
+    except GraphError:
+        return False
+    return True
+
+
+def _find_shapes(
+    nodes: Mapping[str, Node], sources: Sources, taken: dict[str, Shape], shapes: dict[str, Shape]
+) -> None:
+    """Put the shapes of what reaches `nodes`, in their order, into `taken`, and those of their outputs into `shapes`.
+
+    Raises `GraphError` if what feeds one of them does not fit it.
+    """
     for name, node in nodes.items():
         known = [shapes[a] for a in sources[name] if a in shapes]
         own = [np.shape(array) for array in getattr(node, "parameters", vars(node)).values()]
@@ -198,7 +264,6 @@ def _shapes(nodes: Mapping[str, Node], sources: Mapping[str, tuple[str, ...]]) -
         raise GraphError(
             "expected shapes without a 0 in them, and at least one dimension; write the Input's whole shape"
         )
-    return shapes
 
 
 def _flattened(shape: Shape, node: Flatten, name: str) -> Shape:
@@ -228,7 +293,7 @@ def _(node: nir.Output | nir.NIRGraph, name: str, dt: float) -> Node:
 
 @_node.register
 def _(node: nir.Flatten, name: str, dt: float) -> Node:
-    return Flatten(int(node.start_dim), int(node.end_dim))
+    return Flatten(whole(node.start_dim, 1, name, "start_dim")[0], whole(node.end_dim, 1, name, "end_dim")[0])
 
 
 @_node.register
