@@ -27,22 +27,24 @@ from bridge.graph import (
     Linear,
     Scale,
     SumPool2d,
+    aligned,
 )
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
 
-class ChannelScale(nn.Module):
-    """``y_c = scale_c x_c`` per channel of ``[..., C, H, W]``, whatever stands before the channels.
+class Scaling(nn.Module):
+    """``y = scale · x`` for signals ``[..., C, H, W]``, whatever stands before the channels.
 
-    `rank` is the number of a signal's dimensions: 1 for vectors, 3 for feature maps.
+    `scale` has as many dimensions as a signal: ``[C, 1, 1]`` with one factor per channel, ``[C, H, W]`` with one per
+    position.
     """
 
     scale: Tensor
 
-    def __init__(self, scale: Tensor, rank: int) -> None:
+    def __init__(self, scale: Tensor) -> None:
         super().__init__()
-        self.register_buffer("scale", scale.reshape(-1, *[1] * (rank - 1)))
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
@@ -78,7 +80,7 @@ def build(
         if not layer.name.isidentifier() or hasattr(fx.GraphModule, layer.name):
             raise GraphError(f"layer {layer.name!r}: a torch module cannot have a child of this name; rename the node")
         if isinstance(layer, Scale):
-            modules[layer.name] = ChannelScale(tensor(layer.scale).clone(), len(graph.shapes[layer.name]))
+            modules[layer.name] = Scaling(tensor(aligned(layer.scale, len(graph.shapes[layer.name]))).clone())
         elif isinstance(layer, IntegrateFire):
             modules[layer.name] = neuron(layer, len(graph.shapes[layer.name]))
         else:

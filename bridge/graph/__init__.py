@@ -20,9 +20,11 @@ from bridge.graph.layers import (
     Scale,
     Shape,
     SumPool2d,
+    aligned,
     average_pool,
     pointwise,
     same_padding,
+    spread,
 )
 
 __all__ = [
@@ -44,9 +46,11 @@ __all__ = [
     "Scale",
     "Shape",
     "SumPool2d",
+    "aligned",
     "average_pool",
     "pointwise",
     "same_padding",
+    "spread",
 ]
 
 __getattr__, _ = lazily(__name__)

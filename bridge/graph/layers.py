@@ -7,6 +7,7 @@ docstring. Nothing here computes; `bridge.simulate` does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from bridge.errors import GraphError
 
 Shape = tuple[int, ...]
 Array = NDArray[np.floating]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,15 +135,21 @@ class BatchNorm(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scale(Layer):
-    """``y_c = scale_c x_c`` per channel."""
+    """``y = scale · x``; ``scale`` holds one factor per channel ``[C]``, or one per position, in the input's shape."""
 
     scale: Array
 
     def __post_init__(self) -> None:
         self.expect(bool(np.isfinite(self.scale).all()), "finite factors", self.scale)
 
+    @property
+    def per_position(self) -> bool:
+        """Whether it holds one factor per position of a feature map, where no convolution can take its place."""
+        return self.scale.ndim > 1
+
     def output_shape(self, shape: Shape, *more: Shape) -> Shape:
-        self.expect(shape[:1] == self.scale.shape, f"{len(self.scale)} channels", shape)
+        expected = f"an input of shape {self.scale.shape}" if self.per_position else f"{len(self.scale)} channels"
+        self.expect(self.scale.shape in (shape, shape[:1]), expected, shape)
         return shape
 
 
@@ -212,6 +220,16 @@ class IntegrateFire(Layer):
     def output_shape(self, shape: Shape, *more: Shape) -> Shape:
         self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
         return shape
+
+
+def aligned(values: NDArray[Number], rank: int) -> NDArray[Number]:
+    """`values`, one per channel ``[C]`` or one per position, shaped to broadcast over a signal of `rank` dimensions."""
+    return values.reshape(*values.shape, *[1] * (rank - values.ndim))
+
+
+def spread(values: NDArray[Number], shape: Shape) -> NDArray[Number]:
+    """`values`, one per channel ``[C]`` or one per position, repeated over `shape` ``[C, ...]``: a read-only view."""
+    return np.broadcast_to(aligned(values, len(shape)), shape)
 
 
 def pointwise(name: str, source: str, matrix: Array, rank: int) -> Affine:

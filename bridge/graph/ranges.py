@@ -94,8 +94,9 @@ def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Ra
         case Affine():
             return _affine(layer, inputs[0])
         case Scale(scale=scale):
-            two = np.stack([scale * inputs[0].low, scale * inputs[0].high]).astype(np.float64)
-            return _exact(two.min(axis=0), two.max(axis=0))
+            factors = scale.astype(np.float64).reshape(channels, -1)
+            two = np.stack([factors * inputs[0].low[:, None], factors * inputs[0].high[:, None]])
+            return _exact(two.min(axis=(0, 2)), two.max(axis=(0, 2)))
         case AvgPool2d(kernel=kernel):
             window = np.prod(kernel) if isinstance(layer, SumPool2d) else 1.0
             padded = _with_zero(inputs[0], layer.padding)

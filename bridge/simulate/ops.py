@@ -23,6 +23,7 @@ from bridge.graph import (
     Layer,
     Scale,
     SumPool2d,
+    aligned,
 )
 
 
@@ -103,5 +104,5 @@ def parameter(array: np.ndarray, like: Tensor) -> Tensor:
 
 
 def channels(values: np.ndarray, like: Tensor) -> Tensor:
-    """One value a channel, shaped to broadcast over `like` ``[B, C, ...]``."""
-    return parameter(values, like).reshape(1, -1, *[1] * (like.dim() - 2))
+    """One value per channel, or one per position, shaped to broadcast over `like` ``[B, C, ...]``."""
+    return parameter(aligned(values, like.dim() - 1), like).unsqueeze(0)

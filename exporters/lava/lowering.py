@@ -37,7 +37,8 @@ def lower(layer: Layer, shape: Shape) -> Synapse:
     """`layer`, whose input has `shape`, as a convolution or a matrix of the same name and inputs.
 
     A `Conv1d` becomes a convolution of height 1, a pooling and a `Scale` depthwise ones. A vector is scaled as a map of
-    one pixel, since Lava's Dense has no more than nine bits. Raises `GraphError` for any other kind of layer.
+    one pixel, since Lava's Dense has no more than nine bits. Raises `GraphError` for any other kind of layer, and for a
+    `Scale` whose factors differ within a channel.
     """
     match layer:
         case Conv2d() | Linear():
@@ -56,6 +57,12 @@ def lower(layer: Layer, shape: Shape) -> Synapse:
         case AvgPool2d(name=name, inputs=inputs, kernel=kernel, stride=stride, padding=padding):
             share = 1.0 if isinstance(layer, SumPool2d) else 1 / np.prod(kernel)
             return _depthwise(name, inputs, np.full((shape[0], 1, *kernel), share), stride, padding)
+        case Scale(name=name, per_position=True):
+            raise GraphError(
+                f"layer {name!r}: its factors differ within a channel, and the weights of Lava's convolutions do not; "
+                "use average pools that count their padding (count_include_pad=True, ceil_mode=False), which need no "
+                "such factors, or another backend"
+            )
         case Scale(name=name, inputs=inputs, scale=scale):
             return _depthwise(name, inputs, scale.astype(np.float64).reshape(-1, 1, 1, 1))
     raise GraphError(

@@ -10,7 +10,7 @@ from torch import fx, nn
 from bridge.graph import LayerGraph
 from exporters.lava_dl.neuron import neuron_of
 from exporters.lava_dl.thresholds import layer_thresholds
-from exporters.torch_module import ChannelScale, build
+from exporters.torch_module import Scaling, build
 
 
 def build_network(graph: LayerGraph) -> fx.GraphModule:
@@ -74,8 +74,8 @@ def _(layer: nn.Flatten) -> nn.Module:
 
 
 @over_time.register
-def _(layer: ChannelScale) -> nn.Module:
-    return ChannelScale(layer.scale, layer.scale.dim() + 1)
+def _(layer: Scaling) -> nn.Module:
+    return Scaling(layer.scale.unsqueeze(-1))
 
 
 def _and_time(sizes: Any, time: int) -> Any:

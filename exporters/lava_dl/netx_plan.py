@@ -93,7 +93,8 @@ def _blocks(graph: LayerGraph, thresholds: Mapping[str, int]) -> list[Block]:
             blocks.append(Block(layer.name, thresholds[layer.name], synapse))
             synapse = None
         elif not isinstance(layer, Flatten) or synapse is not None:
-            raise _refusal(layer, "NetX knows convolutions and matrices, each with a spiking layer or nothing after it")
+            known = "NetX knows convolutions and matrices, each with a spiking layer or nothing after it"
+            raise _refusal(layer, f"{known}; the slayer backend runs others, too")
     if synapse is not None:
         blocks.append(Block(synapse.name, None, synapse))
     elif graph.output.name != blocks[-1].name:

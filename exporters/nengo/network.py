@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bridge import graph as layers
 from bridge.errors import GraphError
-from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, same_padding
+from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, same_padding, spread
 from exporters.nengo.neuron import SoftResetIF
 
 
@@ -138,5 +138,5 @@ def _add_bias(layer: layers.Affine, shape: Shape, target: Any) -> None:
 
 
 def _spread(values: NDArray[Any], shape: Shape) -> NDArray[np.float64]:
-    """One value a channel, repeated for every neuron of ``[C, ...]``."""
-    return np.repeat(np.asarray(values, np.float64), math.prod(shape[1:]))
+    """One value per channel, or one per position, as one for every neuron of ``[C, ...]``."""
+    return spread(np.asarray(values, np.float64), shape).ravel()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bridge.converters.onnx_files.writer import RULES as ANN_RULES
 from bridge.converters.onnx_files.writer import Parts as AnnParts
-from bridge.converters.onnx_files.writer import per_channel, require_onnx
+from bridge.converters.onnx_files.writer import require_onnx
 from bridge.graph import (
     Add,
     AvgPool2d,
@@ -25,6 +25,7 @@ from bridge.graph import (
     Scale,
     Shape,
     SumPool2d,
+    aligned,
 )
 from bridge.graph.ranges import exact_in_int8, ranges, small
 from exporters.onnx_runtime.names import BYTES, FIRED, INPUT_BYTES, MEMBRANE, NEXT, POTENTIAL, SUMS, SUMS_INT32, TAKEN
@@ -129,7 +130,7 @@ def _integrate_fire(parts: Parts, layer: IntegrateFire, shape: Shape) -> None:
 
 def _one_or_all(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """A scalar where all channels share one value, which is faster; else one a channel."""
-    return values[0] if bool((values == values[0]).all()) else per_channel(values, shape)
+    return values[0] if bool((values == values[0]).all()) else aligned(values, len(shape))
 
 
 RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {

@@ -12,7 +12,6 @@ from functools import reduce, singledispatch
 from math import prod
 from typing import Any
 
-import numpy as np
 import rockpool.parameters as rp
 import torch.nn.functional as F
 from rockpool.nn.modules import LinearTorch, TorchModule
@@ -34,6 +33,7 @@ from bridge.graph import (
     Scale,
     Shape,
     SumPool2d,
+    spread,
 )
 from bridge.simulate.ops import tensor
 from exporters.rockpool.neuron import SoftResetIF
@@ -173,5 +173,5 @@ def _(layer: Scale, shape: Shape) -> TorchModule:
 
 
 def _spread(values: Array, shape: Shape) -> Array:
-    """One value a channel, repeated for every element of ``[C, ...]``."""
-    return np.repeat(values, prod(shape[1:]))
+    """One value per channel, or one per position, as one for every element of ``[C, ...]``."""
+    return spread(values, shape).ravel()

@@ -115,11 +115,11 @@ class SumPool(spyx.nn.SumPool):  # type: ignore[misc]
         return super().__call__(jnp.pad(value, self.widths))
 
 
-class ChannelScale(nnx.Module):  # type: ignore[misc]
-    """``y_c = scale_c x_c`` per channel of ``[B, ..., C]``."""
+class Scaling(nnx.Module):  # type: ignore[misc]
+    """``y = scale · x`` for signals ``[B, ..., C]``; `scale` is ``[C]``, or one factor per position ``[C, ...]``."""
 
-    def __init__(self, scale: NDArray[np.float32]) -> None:
-        self.scale = jnp.asarray(scale)
+    def __init__(self, scale: NDArray[np.floating]) -> None:
+        self.scale = jnp.asarray(np.moveaxis(scale, 0, -1))
 
     def __call__(self, x: Array) -> Array:
         return x * self.scale
@@ -148,7 +148,7 @@ def _(layer: layers.Flatten, shape: Shape) -> Module:
 
 @_module.register
 def _(layer: layers.Scale, shape: Shape) -> Module:
-    return ChannelScale(layer.scale)
+    return Scaling(layer.scale)
 
 
 @_module.register

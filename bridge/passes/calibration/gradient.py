@@ -93,24 +93,29 @@ class _Adjustable(nn.Module):
         """The layer's arrays as they are now."""
         if isinstance(self.layer, Scale):
             scale = tensor(self.layer.scale)
-            return {"scale": scale if self.gain is None else scale * self.gain}
+            return {"scale": scale if self.gain is None else scale * _over(self.gain, scale)}
         weight, bias = tensor(self.layer.weight), tensor(self.layer.bias)
         if self.change is not None:
             weight = weight + weight.square().mean().sqrt() * self.change
         if self.gain is not None:
-            weight, bias = weight * self.gain.reshape(-1, *[1] * (weight.dim() - 1)), bias * self.gain
+            weight, bias = weight * _over(self.gain, weight), bias * self.gain
         return {"weight": weight, "bias": bias if self.bias is None else bias + self.bias}
 
     def forward(self, x: Tensor) -> Tensor:
         constants = self.constants()
         if isinstance(self.layer, Scale):
-            return x * constants["scale"].reshape(1, -1, *[1] * (x.dim() - 2))
+            return x * _over(constants["scale"], x[0])
         return affine(self.layer, x, constants["weight"], constants["bias"])
 
     def moved(self) -> Affine | Scale:
         """The layer with these constants."""
         arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in self.constants().items()}
         return replace(self.layer, **arrays)
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    """`values` of the first dimensions of `like`, shaped to broadcast over all of them."""
+    return values.reshape(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
 @torch.inference_mode(False)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.graph import Add, Affine, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import Add, Affine, IntegrateFire, Layer, LayerGraph, Scale, aligned
 from bridge.simulate.ann import activations
 from bridge.simulate.layerwise import layer_by_layer
 
@@ -191,7 +191,7 @@ def corrected(layer: IntegrateFire, weighted: list[Affine | Scale], correction: 
     changed: dict[str, Layer] = {layer.name: replace(layer, level=level)}
     for one in weighted:
         if isinstance(one, Scale):
-            changed[one.name] = replace(one, scale=one.scale * gain)
+            changed[one.name] = replace(one, scale=one.scale * aligned(gain, one.scale.ndim))
             continue
         rows = gain.reshape(-1, *[1] * (one.weight.ndim - 1))
         changed[one.name] = replace(one, weight=one.weight * rows, bias=one.bias * gain + bias)

@@ -20,6 +20,7 @@ from bridge.graph import (
     LayerGraph,
     Scale,
     SumPool2d,
+    aligned,
 )
 from bridge.graph.loihi_registers import (
     LARGEST_BIAS_MANTISSA,
@@ -43,6 +44,9 @@ ROOM = 32
 """Time steps for which potentials must have room in their registers, on the calibration images."""
 LARGEST_SCALE_EXPONENT = 7
 """Of a `Scale`'s power of two, as of Loihi's weight exponent."""
+UNHEARD = 1e-12
+"""Mean square with which a channel before a `Scale` counts at least. One that is silent on the calibration images would
+else have its factors rounded at any scale, and what reads them would need weights that fit no other channel."""
 SMALL_LOSS = 1e-4
 """Below it, rounding is no concern; 8 bits lose as much."""
 LARGEST_LOSS = 0.1
@@ -283,11 +287,12 @@ class _Member:
         if isinstance(layer, Scale):
             self.mantissa = 2 ** (max(bits, WEIGHT_BITS) - 1) - 1
             self.largest = self.mantissa * 2**LARGEST_SCALE_EXPONENT
-            self.weight: Floats = layer.scale.astype(np.float64) * gain / source
+            self.weight: Floats = layer.scale.astype(np.float64) * gain / aligned(source, layer.scale.ndim)
         else:
             self.mantissa = self.largest = 2 ** (bits - 1) - 1
             self.weight = scale_inputs(layer, gain / source).weight.astype(np.float64)
-        self.use = self._spread(source**2 * statistics.square)
+        least = UNHEARD if isinstance(layer, Scale) else 0.0
+        self.use = self._spread(source**2 * np.maximum(statistics.square, least))
         self.mean = self._spread(source * statistics.mean)
 
     def error(self, scale: Floats) -> Floats:
@@ -325,7 +330,7 @@ class _Member:
     def _spread(self, values: Floats) -> Floats:
         """One value an input channel, to broadcast against the weights."""
         if isinstance(self.layer, Scale):
-            return values
+            return aligned(values, self.weight.ndim)
         groups = getattr(self.layer, "groups", 1)
         per_output = np.repeat(values.reshape(groups, -1), len(self.weight) // groups, axis=0)
         return per_output.reshape(*self.weight.shape[:2], *[1] * (self.weight.ndim - 2))

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale, spread
 from bridge.graph.ranges import EXACT, ranges, small
 from bridge.records import SpikeRecord
 from bridge.simulate.engine.events import BLOCK, events
@@ -444,10 +444,10 @@ def _joined(parts: Sequence[Simulation]) -> Simulation:
 
 
 def _per_neuron(values: NDArray[np.float32], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """One value a channel as one a neuron ``[N]``, in the order in which a layer of `shape` is stored."""
-    channels = torch.tensor(np.broadcast_to(values, shape[:1]), dtype=torch.float32, device=device)
-    places = math.prod(shape[1:])
-    return channels.repeat(places) if len(shape) == 3 else channels.repeat_interleave(places)
+    """One value per channel or position as one per neuron ``[N]``, in the order in which `shape` is stored."""
+    full = spread(values, shape)
+    stored = np.moveaxis(full, 0, -1) if len(shape) == 3 else full
+    return torch.tensor(stored.ravel(), dtype=torch.float32, device=device)
 
 
 def _flat(rows: Tensor, images: int) -> Tensor:

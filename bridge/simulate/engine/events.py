@@ -89,7 +89,7 @@ def _convolution(layer: Layer, source: str, before: tuple[int, ...], flattened: 
         rows = _rows(layer.weight[:, :, None], layer.groups)
         stride, padding, dilation = (1, layer.stride), (0, layer.padding), (1, layer.dilation)
         return _Convolution(source, rows, layer.bias, stride, padding, dilation, layer.groups)
-    if isinstance(layer, Scale):
+    if isinstance(layer, Scale) and not layer.per_position:
         return _depthwise(source, np.broadcast_to(layer.scale, channels).reshape(1, 1, -1, 1))
     if isinstance(layer, AvgPool2d):
         value = 1.0 if isinstance(layer, SumPool2d) else 1 / math.prod(layer.kernel)
