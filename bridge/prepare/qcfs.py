@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from bridge.errors import ConversionError
 
 SMALLEST_THRESHOLD = 1e-6
 """λ is held at or above this in the forward pass, whatever the optimiser does to the parameter."""
@@ -33,7 +37,10 @@ class QCFS(LazyModuleMixin, nn.Module):
     """
 
     cls_to_become = None  # materialising λ does not change what this module is
-    threshold: nn.Parameter | UninitializedParameter
+    smallest_threshold = SMALLEST_THRESHOLD  # torch.jit.script reads no globals
+    __constants__ = ("smallest_threshold",)
+    if TYPE_CHECKING:  # torch.jit.script reads annotations, and knows no such one
+        threshold: nn.Parameter | UninitializedParameter
 
     def __init__(self, levels: int, threshold: float | Tensor = 2.0, per_channel: bool = False) -> None:
         super().__init__()
@@ -64,12 +71,25 @@ class QCFS(LazyModuleMixin, nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         # Clamped with a straight-through gradient, so that a λ pushed below zero can find its way back.
-        threshold = self.threshold + (self.threshold.clamp(min=SMALLEST_THRESHOLD) - self.threshold).detach()
+        threshold = self.threshold + (self.threshold.clamp(min=self.smallest_threshold) - self.threshold).detach()
         if self.per_channel:
-            threshold = threshold.reshape(1, -1, *[1] * (z.dim() - 2))
+            threshold = threshold.reshape([1, -1] + [1] * (z.dim() - 2))
         level = z * self.levels / threshold + 0.5
         level = level + (level.floor() - level).detach()
         return threshold * (level / self.levels).clamp(0, 1)
+
+    def __prepare_scriptable__(self) -> QCFS:
+        """Called by torch.jit.script, which can compile no λ without channels, and not the hooks that give it some."""
+        if is_lazy(self.threshold):
+            raise ConversionError(
+                "QCFS: torch.jit.script needs the number of channels of λ, which is taken from the first input; "
+                "run the model once, then script it"
+            )
+        if hasattr(self, "_initialize_hook"):
+            self._initialize_hook.remove()
+            self._load_hook.remove()
+            del self._initialize_hook, self._load_hook
+        return self
 
     def extra_repr(self) -> str:
         if is_lazy(self.threshold):

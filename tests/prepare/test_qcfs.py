@@ -139,5 +139,29 @@ def test_replace_activations_without_any():
         replace_activations(nn.Sequential(nn.Linear(2, 2)), levels=4)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_of_qcfs():
+    x = 4 * torch.rand(5, 3)
+    for threshold in (2.0, torch.tensor([0.5, 1.0, 2.0])):
+        activation = QCFS(4, threshold)
+        model = nn.Sequential(nn.Linear(3, 3), activation, nn.Linear(3, 2))
+        script = torch.jit.script(model)
+        assert torch.equal(script(x), model(x))
+        script(x).sum().backward()
+        gradient = activation.threshold.grad
+        assert gradient is not None
+        expected = gradient.clone()
+        model.zero_grad()
+        model(x).sum().backward()
+        assert activation.threshold.grad is not None
+        assert torch.equal(activation.threshold.grad, expected)
+        assert torch.equal(torch.jit.trace(model, x)(x), model(x))
+    lazy = nn.Sequential(nn.Linear(3, 3), QCFS(4, per_channel=True))
+    with pytest.raises(ConversionError, match="run the model once, then script it"):
+        torch.jit.script(lazy)
+    expected = lazy(x)
+    assert torch.equal(torch.jit.script(lazy)(x), expected)
+
+
 def test_public_names():
     assert all(hasattr(bridge, name) for name in bridge.__all__)
