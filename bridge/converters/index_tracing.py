@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from bridge.converters.remedies import ENLARGES, TURNS, UNFLATTENS
 from bridge.errors import ConversionError
 from bridge.graph import Conv1d, Conv2d, Flatten, Layer, Shape, pointwise
 
@@ -72,13 +74,10 @@ def layers_of(index: Indices, origin: str, shape: Shape, names: Callable[[], str
         return [Flatten(name=first, inputs=(origin,)), pointwise(last, first, matrix, 1)]
     came = f"[B, {', '.join(map(str, shape))}] became [B, {', '.join(map(str, target))}]"
     if len(shape) == 1:
-        raise ConversionError(f"{came}: no NIR node makes a map of a vector; keep the map until the last layers")
-    if math.prod(target) > size and len(np.unique(index[index >= 0])) < (index >= 0).sum():
-        raise ConversionError(f"{came}: no NIR node enlarges a map; leave it at the size that convolutions give it")
-    raise ConversionError(
-        f"{came} by more than choosing channels, cropping, striding or padding, which no NIR node does: keep the batch "
-        "first and the channels second, and do not turn or mirror maps"
-    )
+        raise ConversionError(f"{came}: {UNFLATTENS}")
+    if math.prod(target[1:]) > math.prod(shape[1:]):
+        raise ConversionError(f"{came}: {ENLARGES}")
+    raise ConversionError(f"{came}: {TURNS}")
 
 
 def _selection(index: Indices, size: int) -> NDArray[np.float64]:
@@ -148,11 +147,10 @@ def _window(index: Indices, shape: Shape) -> Callable[[str, str], Layer] | None:
     if not np.array_equal(result[0].round().long().numpy() - 1, index):
         return None
 
+    sizes = (tuple(stride), padding, (1,) * len(space))
+
     def make(name: str, origin: str) -> Layer:
-        common = {"name": name, "inputs": (origin,), "weight": weight, "bias": np.zeros(len(weight)), "groups": groups}
-        if len(space) == 1:
-            return Conv1d(**common, stride=stride[0], padding=padding[0])
-        return Conv2d(**common, stride=(stride[0], stride[1]), padding=(padding[0], padding[1]))
+        return convolution(name, origin, weight, np.zeros(len(weight)), groups, *sizes)
 
     return make
 
@@ -181,3 +179,21 @@ def _kernel(size: int, out: int, stride: int, shifts: Indices) -> tuple[int, int
         if needed <= longest:
             return needed, padding
         padding += 1
+
+
+def convolution(
+    name: str,
+    source: str,
+    weight: NDArray[Any],
+    bias: NDArray[Any],
+    groups: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Layer:
+    """A convolution in one or two dimensions of space."""
+    common: dict[str, Any] = {"name": name, "inputs": (source,), "weight": weight, "bias": bias, "groups": groups}
+    if len(stride) == 1:
+        return Conv1d(**common, stride=stride[0], padding=padding[0], dilation=dilation[0])
+    pairs: dict[str, Any] = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
+    return Conv2d(**common, **pairs)

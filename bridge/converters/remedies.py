@@ -1,4 +1,4 @@
-"""What to use instead of an operation without a spiking form, in words that torch modules and ONNX files share."""
+"""Why an operation has no spiking form, and what to use instead, in words that torch models and ONNX files share."""
 
 ONLY_QCFS = "train with bridge.QCFS instead; only QCFS has an exact spiking twin"
 BY_QCFS = "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune"
@@ -7,8 +7,12 @@ BY_AVERAGE = (
     "spike trains is not the spike train of the maximum"
 )
 BATCH_NORM = "use BatchNorm1d/2d: its statistics are constants at inference and fold into the weights"
-LEAVE_OUT = "leave it out: the largest output is the same without it"
-PRODUCT = "a product of two signals has no exact spiking form (squeeze-and-excitation, gating)"
+LEAVE_OUT = "it divides by a sum of signals; at the end of a classifier leave it out: top-1 is the same without it"
+PRODUCT = (
+    "a product of two signals has no exact spiking form (squeeze-and-excitation, gating, attention); "
+    "use a block without it"
+)
+ATTENTION = "attention multiplies signals with each other, which has no exact spiking form; mix tokens by a Linear"
 DEPENDS_ON_DATA = (
     "forward depends on the data here, which the wiring of a spiking network cannot; decide by shapes or by constants"
 )
@@ -16,15 +20,35 @@ IN_PLACE = (
     "it does not compute what its layers do: a tensor is changed in place while a view of it is read elsewhere "
     "(write a = a + b), or a forward is overridden (remove the override)"
 )
+WRITES = "it writes data into a tensor that was made beforehand; join the parts with torch.cat or torch.stack"
 ONE_BIAS = (
     "it adds constants that differ between the positions of a channel, and NIR's layers have one bias per channel; "
     "add one constant per channel, or flatten first"
 )
 ENLARGES = (
-    "it enlarges a map, which no NIR node does (NIR has neither a transposed convolution nor upsampling); "
+    "no NIR node enlarges a map (NIR has neither a transposed convolution nor upsampling); "
     "keep the size that convolutions give it"
 )
+UNFLATTENS = "no NIR node makes a map of a vector; keep the map until the last layers"
+TURNS = (
+    "no NIR node turns or mirrors a map, or moves its channels; keep the batch first and the channels second, and let "
+    "a convolution, a pool or a Linear follow a flip or a transposition"
+)
+AS_MATRIX = "it mixes positions, which takes a matrix, and a matrix gives a vector; do it where no map is read any more"
+UNEVEN = "it pools windows of several sizes, which takes a matrix; choose an output size that divides the map's"
+MIRRORED = (
+    "it reads a mirrored map with a stride that leaves out its last values, and no NIR node mirrors a map; "
+    "choose a size that the stride divides"
+)
+MIXES_IMAGES = "it mixes the images of a batch, or the batch is not first; keep it first, and each image to itself"
 NOT_AFFINE = (
     "it is neither a bridge.QCFS nor a sum of constants times data, and nothing else has an exact spiking form; "
     "leave it out, or train with a bridge.QCFS in its place"
 )
+SCRIPTED = "a TorchScript module cannot be looked into; pass the Python model that it was made of"
+QUANTISED = "it computes with quantised weights; pass the float model, and quantize the spiking network"
+THREE_DIMENSIONS = "NIR has no convolution in three dimensions; use Conv1d or Conv2d"
+DROPS = "it drops at inference too; pass training=self.training"
+EMBEDDING = "indices are no analog input; pass what the embedding gives to the model"
+RUNNING = "it keeps no running statistics; train with track_running_stats=True"
+NO_BATCH = "one image without a batch, or images without channels"

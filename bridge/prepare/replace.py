@@ -13,10 +13,10 @@ from torch import nn
 from bridge.errors import ConversionError
 from bridge.prepare.adapters import is_activation
 from bridge.prepare.call_sites import constants, follow, has_options, mentions, undisturbed
+from bridge.prepare.inference import device_and_dtype, note_shape
 from bridge.prepare.qcfs import QCFS
 from bridge.prepare.replaceable import MAX_POOLS, POOL_NAMES, RELU_NAMES, average, is_relu
 from bridge.prepare.traced_calls import TracedCalls
-from bridge.prepare.tracing import device_and_dtype
 
 LOG = logging.getLogger("bridge")
 
@@ -39,7 +39,8 @@ def replace_activations(
 
     Rebuild the optimiser: λ are new parameters. A ReLU module that the model calls in several places stays one shared
     module, so these places share one λ. What was replaced is logged, at level INFO to the logger "bridge", and kept
-    as text in the returned model's ``replaced_activations``. Example: docs/thresholds.md.
+    as text in the returned model's ``replaced_activations``. Once that model has been run, its ``input_shape`` tells
+    `bridge.convert` what it takes. Example: docs/thresholds.md.
 
     Args:
         model: any module; a bare ``nn.ReLU`` comes back as a `QCFS`. In a ``DataParallel`` the model inside is changed.
@@ -81,6 +82,7 @@ def replace_activations(
     for note in changes.notes:
         warnings.warn(f"replace_activations: {note}", stacklevel=2)
     replaced.replaced_activations = changes.summary()  # type: ignore[assignment]  # not a module
+    replaced.register_forward_pre_hook(note_shape)
     LOG.info("%s: replaced %s", type(model).__name__, replaced.replaced_activations)
     return replaced
 

@@ -18,8 +18,8 @@ from bridge._util.checks import is_real, positive
 from bridge._util.neutral import without_autocast
 from bridge._util.progress import progress
 from bridge.errors import BridgeError, ConversionError, InputError
+from bridge.prepare.inference import at_inference, device_and_dtype
 from bridge.prepare.qcfs import QCFS, SMALLEST_THRESHOLD
-from bridge.prepare.tracing import at_inference, device_and_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 Method = Literal["mse", "percentile", "max"]

@@ -50,9 +50,11 @@ def build(name: str, classes: int, shape: Shape, levels: int, threshold: float) 
     if name not in MODELS:
         raise InputError(f"model {name!r}: expected one of {', '.join(MODELS)}")
     try:
-        return MODELS[name](classes, shape, levels, threshold)
+        model = MODELS[name](classes, shape, levels, threshold)
     except ValueError as error:
         raise InputError(f"model {name}: it does not take images {list(shape)}: {error}") from error
+    model.input_shape = shape  # type: ignore[assignment]
+    return model
 
 
 def activations(model: nn.Module) -> list[QCFS]:

@@ -39,7 +39,8 @@ class ResNet(nn.Module):
     """A 3×3 convolution, three or four stages of `BasicBlock`, the mean over the image, and a linear layer.
 
     Shapes: ``[B, 3, H, W]`` in, ``[B, num_classes]`` out, images of any size: the first stage keeps it, every further
-    one halves it. (The authors use the same network, without a pool at its start, for ImageNet too.) Example:
+    one halves it. (The authors use the same network, without a pool at its start, for ImageNet too.) ``input_shape``
+    is that of the data it was made for, which `bridge.convert` takes if it is given no example. Example:
     docs/thresholds.md.
 
     Args:
@@ -54,6 +55,7 @@ class ResNet(nn.Module):
         self, blocks: tuple[int, ...], channels: tuple[int, ...], num_classes: int, levels: int, threshold: float
     ) -> None:
         super().__init__()
+        self.input_shape = (3, 32, 32)
         first = channels[0]
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), QCFS(levels, threshold)

@@ -39,6 +39,7 @@ class VGG(nn.Module):
         super().__init__()
         if image_size < SHRINKS or image_size % SHRINKS:
             raise ValueError(f"VGG: image_size must be a multiple of {SHRINKS}, got {image_size}")
+        self.input_shape = (3, image_size, image_size)
         channels = (3, *(stage[-1] for stage in STAGES))
         self.layer1 = _stage(channels[0], STAGES[0], levels, threshold, dropout)
         self.layer2 = _stage(channels[1], STAGES[1], levels, threshold, dropout)

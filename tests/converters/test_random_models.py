@@ -30,8 +30,8 @@ class Drawn(nn.Module):
 
     def __init__(self, title: str) -> None:
         super().__init__()
-        self.title, self.steps, self.layers = title, [], nn.ModuleList()
-        self.nearest = 1.0
+        self.title, self.layers = title, nn.ModuleList()
+        self.steps: list[Callable[[Drawn, Tensor], Tensor]] = []
 
     def add(self, module: nn.Module) -> int:
         """Keep a module, and return its number."""

@@ -44,7 +44,7 @@ def test_is_refused(name):
     row = torchvision_table.refusal(name)
     assert row["refused"]
     assert row["listed"] > 10
-    assert {"SiLU", "LayerNorm", "mul"} & set(row["kinds"])
+    assert {"SiLU", "LayerNorm", "SqueezeExcitation"} & set(row["kinds"])
 
 
 @pytest.mark.filterwarnings("ignore")

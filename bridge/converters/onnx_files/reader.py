@@ -49,6 +49,7 @@ from bridge.converters.onnx_files.values import (
     kind_name,
     shown,
 )
+from bridge.converters.remedies import MIXES_IMAGES
 from bridge.errors import BridgeError, ConversionError, GraphError
 from bridge.graph import Array, BatchNorm, ClipFloorShift, Input, Layer, LayerGraph, Scale, Shape
 
@@ -441,7 +442,7 @@ class Reader:
         pattern = index_tracing.of_one_image(np.asarray(indices), math.prod(shape)) if indices.ndim > 1 else None
         try:
             if pattern is None:
-                raise ConversionError("it mixes the images of a batch, or the batch is not first; keep it first")
+                raise ConversionError(MIXES_IMAGES)
             return index_tracing.layers_of(pattern, value.origin, shape, lambda: value.node.title)
         except ConversionError as error:
             raise ConversionError(f"what {value.node.where} hands it: {error}") from error
@@ -468,8 +469,8 @@ class Reader:
 
 def _alike(one: Layer, other: Layer) -> bool:
     """Whether two rearrangements are the same layer."""
-    weights = [np.asarray(getattr(layer, "weight", 0)) for layer in (one, other)]
-    return type(one) is type(other) and np.array_equal(*weights)
+    first, second = (np.asarray(getattr(layer, "weight", 0)) for layer in (one, other))
+    return type(one) is type(other) and np.array_equal(first, second)
 
 
 def _in_order(indices: NDArray[Any]) -> bool:

@@ -31,6 +31,7 @@ from bridge.graph import (
     Linear,
     Scale,
     Shape,
+    SumPool2d,
     aligned,
 )
 
@@ -152,6 +153,20 @@ def _avg_pool(parts: Parts, layer: AvgPool2d, shape: Shape) -> None:
     )
 
 
+def _sum_pool(parts: Parts, layer: SumPool2d, shape: Shape) -> None:
+    """A convolution of each channel with ones: an average times the window's size would not be whole, once rounded."""
+    ones = parts.tensor(f"{layer.name}.weight", np.ones((shape[0], 1, *layer.kernel)))
+    parts.node(
+        "Conv",
+        layer.name,
+        (*layer.inputs, ones),
+        kernel_shape=layer.kernel,
+        strides=layer.stride,
+        pads=layer.padding * 2,
+        group=shape[0],
+    )
+
+
 def _flatten(parts: Parts, layer: Flatten, shape: Shape) -> None:
     parts.node("Flatten", layer.name, layer.inputs, axis=1)
 
@@ -192,6 +207,7 @@ RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     BatchNorm: _batch_norm,
     Scale: _scale,
     AvgPool2d: _avg_pool,
+    SumPool2d: _sum_pool,
     Flatten: _flatten,
     Add: _add,
     Concat: _concat,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridge.errors import InputError
 from bridge.graph import Shape
-from bridge.prepare.tracing import at_inference, device_and_dtype
+from bridge.prepare.inference import at_inference, device_and_dtype
 
 LARGEST = 1024
 """Largest height and width that are tried."""
@@ -43,7 +43,7 @@ def shape_of_example(example: Any) -> Shape:
 
 def checked_shape(shape: Any) -> Shape:
     """`shape` as a tuple of whole numbers. Raises `InputError` if it is no shape of one image."""
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    sizes = tuple(shape) if isinstance(shape, Sequence | np.ndarray) and not isinstance(shape, str) else (shape,)
     if not sizes or not all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in sizes):
         raise InputError(f"input_shape: expected whole numbers for one image, such as (3, 32, 32), got {shape!r}")
     if min(sizes) < 1:
@@ -109,10 +109,10 @@ def _sizes(model: nn.Module, channels: int, dimensions: int) -> tuple[int | None
     except Exception:
         return None, None
 
-    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def check(module: Any, args: tuple[Any, ...]) -> None:
         features = args[0].shape[-1]
         if features != module.in_features:
-            raise _OtherFeaturesError(more=features > int(module.in_features))  # type: ignore[call-overload]
+            raise _OtherFeaturesError(more=features > module.in_features)
 
     for module in shadow.modules():
         if isinstance(module, nn.Linear):

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from bridge.converters.index_tracing import NOTHING, Indices, of_one_image
+from bridge.converters.remedies import MIXES_IMAGES
 from bridge.converters.torch_models.layer_list import LayerList
 from bridge.converters.torch_models.signals import Floats, Signal, simplified
 from bridge.errors import ConversionError
@@ -35,11 +36,11 @@ def joined(layers: LayerList, terms: Sequence[Signal], offset: Floats, title: st
     ]
     why = None
     for layout in _layouts(layers, images):
-        for join in (_concatenated, _added):
+        for join in (_concatenated, _added):  # the last one says why it is not possible
             try:
                 name = layers.trying(lambda join=join, layout=layout: join(layers, images, layout, title))  # type: ignore[misc]
             except ConversionError as error:
-                why = why or error
+                why = error if join is _added and why is None else why
                 continue
             place = np.empty(layout.size, np.int64)
             place[layout.reshape(-1)] = np.arange(layout.size)
@@ -88,13 +89,13 @@ def _by_image(layers: LayerList, terms: Sequence[Signal], shape: Shape) -> Indic
         if ((image == expected) | (image == NOTHING)).all():
             split = flat.reshape(*shape[:axis], layers.batch, inner, *shape[axis + 1 :])
             return np.moveaxis(split, axis, 0).reshape(layers.batch, -1)
-    raise ConversionError("it mixes the images of a batch; keep each image to itself")
+    raise ConversionError(MIXES_IMAGES)
 
 
 def _taken(layers: LayerList, term: Signal, order: Indices) -> Indices:
     pattern = of_one_image(term.indices().reshape(-1)[order], layers.size(term.origin))
     if pattern is None:
-        raise ConversionError("it mixes the images of a batch; keep each image to itself")
+        raise ConversionError(MIXES_IMAGES)
     return pattern
 
 

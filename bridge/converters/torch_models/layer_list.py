@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from bridge.converters.index_tracing import Indices, layers_of, of_one_image
-from bridge.converters.remedies import IN_PLACE, ONE_BIAS
+from bridge.converters.remedies import IN_PLACE, MIXES_IMAGES, ONE_BIAS
 from bridge.converters.torch_models.signals import Floats, Signal
 from bridge.errors import ConversionError, GraphError
 from bridge.graph import BatchNorm, ClipFloorShift, Input, Layer, Scale, Shape
@@ -31,12 +31,12 @@ class Turn:
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """`array`, turned."""
-        return np.flip(array.swapaxes(-1, -2) if self.transposed else array, self.mirrored)
+        return np.flip(array.swapaxes(-1, -2) if self.transposed else array, self.mirrored).copy()
 
     def back(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array that is `array` when it is turned."""
         array = np.flip(array, self.mirrored)
-        return np.ascontiguousarray(array.swapaxes(-1, -2) if self.transposed else array)
+        return (array.swapaxes(-1, -2) if self.transposed else array).copy()
 
     def pairs(self, values: Sequence[int]) -> tuple[int, ...]:
         """One value for each dimension of space, as it was before the turn."""
@@ -53,6 +53,7 @@ class LayerList:
     """Layers in the order in which they are made, each held against what the model did with the same input.
 
     ``shapes`` are those of their outputs, without batch; ``outputs`` what they give for ``images`` ``[B, ...]``.
+    ``matrices`` says why a layer that gives a vector is a matrix in the place of something else.
     """
 
     input = "input"
@@ -62,6 +63,7 @@ class LayerList:
         self.layers: list[Layer] = []
         self.shapes: dict[str, Shape] = {}
         self.outputs: dict[str, Tensor] = {}
+        self.matrices: dict[str, str] = {}
         self._taken = {self.input, "output"}
         self._laid_out: dict[tuple[Any, ...], str] = {}
         self._start(self.input, images)
@@ -133,10 +135,7 @@ class LayerList:
             return signal.origin
         pattern = self.pattern(signal)
         if pattern is None:
-            raise ConversionError(
-                f"it reads {list(signal.shape)}, in which the batch is not first or images are mixed; "
-                "keep the batch first and each image to itself"
-            )
+            raise ConversionError(f"it reads {list(signal.shape)}: {MIXES_IMAGES}")
         gain = None if signal.gain is None else signal.gain[0]
         offset = None if signal.offset is None else signal.offset[0]
         name = self.trying(lambda: self.laid_out(signal, pattern, gain, offset))
@@ -172,7 +171,14 @@ class LayerList:
         origin = signal.origin
         key = (origin, *(None if each is None else (each.shape, each.tobytes()) for each in (pattern, gain, offset)))
         if key not in self._laid_out:
-            for layer in layers_of(pattern, origin, self.shapes[origin], lambda: self.name(signal.title or "flatten")):
+            title = signal.title or "flatten"
+            try:
+                new = layers_of(pattern, origin, self.shapes[origin], lambda: self.name(title))
+            except ConversionError as error:
+                if origin not in self.matrices:
+                    raise
+                raise ConversionError(f"{self.matrices[origin]} ({error})") from error
+            for layer in new:
                 origin = self.add(layer)
             self._laid_out[key] = self.scaled(origin, gain, offset, signal.title)
         return self._laid_out[key]
@@ -248,7 +254,7 @@ class LayerList:
             result = np.zeros(self.batch * size)
             result[signal.indices().reshape(-1)] = values.reshape(-1)
             if (result.reshape(self.batch, size) != result[:size]).any():
-                raise ConversionError("it treats the images of a batch differently")
+                raise ConversionError(MIXES_IMAGES)
             return result[:size].reshape(shape)
 
         return self.scaled(signal.origin, there(signal.gain), there(signal.offset), signal.title)

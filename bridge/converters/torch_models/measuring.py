@@ -51,8 +51,8 @@ def measure(
             if (there & (index < 0)).any() or (index >= math.prod(shape)).any():
                 return None
             found.append(Part(index, np.where(there, gain, 0.0)) if there.any() else None)
-    found = [(tuple(each), offset) for each, offset in zip(parts, offsets, strict=True)]
-    return found if _holds(function, shapes, found) else None
+    result = [(tuple(each), offset) for each, offset in zip(parts, offsets, strict=True)]
+    return result if _holds(function, shapes, result) else None
 
 
 def _results(function: Callable[..., Any], arguments: Sequence[Tensor]) -> list[Floats] | None:

@@ -16,7 +16,7 @@ from bridge.converters.torch_models.input_shape import random_images, remedy
 from bridge.converters.torch_models.tracer import StoppedError, Traced, Tracer
 from bridge.errors import BridgeError, ConversionError, GraphError, InputError
 from bridge.graph import ClipFloorShift, LayerGraph, Shape
-from bridge.prepare.tracing import at_inference
+from bridge.prepare.inference import at_inference
 
 BATCH = 2
 """Images that a model is run on: two show whether images are mixed; more would show no more."""
@@ -101,7 +101,8 @@ def _not_compiled() -> AbstractContextManager[Any]:
     """Has functions that were given to torch.compile run as they were written."""
     if "torch._dynamo" not in sys.modules:  # importing it takes a second, and nothing is compiled without it
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _refusal(title: str, problems: Iterable[str]) -> ConversionError:

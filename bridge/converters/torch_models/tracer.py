@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge.converters.remedies import DEPENDS_ON_DATA
+from bridge.converters.remedies import AS_MATRIX, DEPENDS_ON_DATA, ENLARGES, SCRIPTED, WRITES
 from bridge.converters.torch_models import rules
+from bridge.converters.torch_models.contractions import by_matrix
 from bridge.converters.torch_models.joins import joined
 from bridge.converters.torch_models.layer_list import LayerList
 from bridge.converters.torch_models.measuring import measure, measure_matrix
 from bridge.converters.torch_models.recognise import recognise
+from bridge.converters.torch_models.refusals import REMEDIES, why_not
 from bridge.converters.torch_models.signals import Signal
 from bridge.errors import ConversionError, GraphError
 from bridge.prepare.adapters import as_qcfs, is_activation
@@ -152,7 +154,9 @@ class Tracer:
         self.layers = LayerList(images)
         self.found: dict[str, None] = {}
         self.at = type(model).__name__
-        self._paths = {module: path for path, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self._paths: dict[nn.Module, str] = {
+            module: path for path, module in reversed(list(model.named_modules(remove_duplicate=False)))
+        }
         self._stack: list[nn.Module] = []
 
     def input(self) -> Traced:
@@ -162,7 +166,7 @@ class Tracer:
 
     def traced(self, value: Tensor, signal: Signal, problems: dict[str, None]) -> Traced:
         """`value`, traced."""
-        result: Traced = value.detach().as_subclass(Traced)  # type: ignore[assignment]
+        result = value.detach().as_subclass(Traced)
         result.tracer, result.plain, result.signal, result.problems = self, value, signal, problems
         result.recipe, result.pending = None, False
         return result
@@ -177,7 +181,7 @@ class Tracer:
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self.module(module, args, kwargs) if traced_in((args, kwargs)) else call(module, *args, **kwargs)
 
-        nn.Module.__call__ = called  # type: ignore[method-assign, assignment]
+        nn.Module.__call__ = called  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -193,7 +197,7 @@ class Tracer:
         self.at = self._where()
         try:
             if isinstance(module, torch.jit.ScriptModule):
-                raise StoppedError({f"{self.at}: {rules.SCRIPTED}": None})
+                raise StoppedError({f"{self.at}: {SCRIPTED}": None})
             if not is_activation(module):
                 return module._call_impl(*args, **kwargs)
             try:
@@ -227,7 +231,7 @@ class Tracer:
             value = function(*plain(args), **plain(kwargs))
             return self._noted(name, function, args, kwargs, sources, value) if _has_tensors(value) else value
         if not isinstance(changed, Traced):
-            raise StoppedError({f"{self.at}: {rules.WRITES}": None})
+            raise StoppedError({f"{self.at}: {WRITES}": None})
 
         def apart(*args: Any, **kwargs: Any) -> Any:
             function(*args, **kwargs)
@@ -314,10 +318,13 @@ class Tracer:
         title = self._title(name)
         found = measure(on_numbers, [tuple(source.plain.shape) for source in sources])
         if found is None or len(found) != len(values):
-            matrix = measure_matrix(on_numbers, sources[0].plain.shape) if len(sources) == len(values) == 1 else None
+            why = REMEDIES.get(name, AS_MATRIX)
+            matrix = None
+            if len(sources) == len(values) == 1 and why != ENLARGES:
+                matrix = measure_matrix(on_numbers, sources[0].plain.shape)
             if matrix is None:
-                raise ConversionError(rules.why_not(name, self._kind(), len(sources)))
-            return self.traced(value, rules.by_matrix(self.layers, title, sources[0], matrix, value), problems)
+                raise ConversionError(why_not(name, self._kind(), len(sources)))
+            return self.traced(value, by_matrix(self.layers, title, sources[0], matrix, value, why), problems)
         results: list[Tensor] = []
         for each, (parts, offset) in zip(values, found, strict=True):
             terms = [

@@ -102,7 +102,8 @@ def _counts(layer: Layer, known: Known) -> bool:
 
 
 def _gain(layer: Layer) -> Fraction:
-    return Fraction(math.prod(layer.kernel)) if isinstance(layer, AvgPool2d) else Fraction(1)
+    """How much larger the values of `layer` become, beside those it reads: an average turns into a sum."""
+    return Fraction(math.prod(layer.kernel)) if type(layer) is AvgPool2d else Fraction(1)
 
 
 def _spread(start: str, ratios: dict[str, dict[str, Fraction]]) -> dict[str, Fraction]:

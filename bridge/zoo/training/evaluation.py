@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bridge.prepare.tracing import at_inference
+from bridge.prepare.inference import at_inference
 from bridge.zoo.data import Dataset, Images
 
 EVALUATED_AT_ONCE = 250

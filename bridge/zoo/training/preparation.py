@@ -15,8 +15,8 @@ from torch import nn
 
 from bridge._util.memory_format import while_learning
 from bridge.errors import InputError
+from bridge.prepare.inference import at_inference
 from bridge.prepare.qcfs import QCFS
-from bridge.prepare.tracing import at_inference
 from bridge.zoo.data import Dataset
 from bridge.zoo.models import activations, build
 from bridge.zoo.recipes import Recipe
