@@ -101,20 +101,6 @@ def _linear(parts: Parts, layer: Linear, shape: Shape) -> None:
     parts.node("Add", name, (real, parts.tensor(f"{name}.bias", layer.bias)))
 
 
-def _sum_pool(parts: Parts, layer: SumPool2d, shape: Shape) -> None:
-    """A convolution of each channel with ones: an average times the window's size would not be whole, once rounded."""
-    ones = parts.tensor(f"{layer.name}.weight", np.ones((shape[0], 1, *layer.kernel)))
-    parts.node(
-        "Conv",
-        layer.name,
-        (*layer.inputs, ones),
-        kernel_shape=layer.kernel,
-        strides=layer.stride,
-        pads=layer.padding * 2,
-        group=shape[0],
-    )
-
-
 def _integrate_fire(parts: Parts, layer: IntegrateFire, shape: Shape) -> None:
     """``u = v + I;  s = [u ≥ level];  v' = u − threshold · s``. What is ``v`` and ``v'`` the graph around it says."""
     name = layer.name
@@ -134,8 +120,7 @@ def _one_or_all(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
 
 
 RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
-    **{kind: ANN_RULES[kind] for kind in (Conv1d, Conv2d, Scale, AvgPool2d, Flatten, Add)},
+    **{kind: ANN_RULES[kind] for kind in (Conv1d, Conv2d, Scale, AvgPool2d, SumPool2d, Flatten, Add)},
     Linear: _linear,
-    SumPool2d: _sum_pool,
     IntegrateFire: _integrate_fire,
 }

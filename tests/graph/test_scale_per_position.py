@@ -249,9 +249,11 @@ def test_connections_are_counted_one_by_one():
 # ---- real numbers --------------------------------------------------------------------------------------------------
 
 
-@cache
-def chain() -> tuple[list[Any], LayerGraph]:
-    """Stages of one network on a dyadic grid, as modules, factors and thresholds, and the same as a graph of layers."""
+def chain(pool: type[AvgPool2d] = AvgPool2d) -> tuple[list[Any], LayerGraph]:
+    """Stages of one network on a dyadic grid, as modules, factors and thresholds, and the same as a graph of layers.
+
+    Where `pool` is a sum, the factors behind it divide by the windows' size.
+    """
     modules = networks.make_dyadic(
         nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 2), nn.BatchNorm2d(3), nn.Linear(12, 3)), 4
     )
@@ -272,7 +274,7 @@ def chain() -> tuple[list[Any], LayerGraph]:
         names: dict[str, Any] = {"name": f"layer_{number}", "inputs": (layers[-1].name,)}
         match stage:
             case np.ndarray():
-                layers.append(Scale(**names, scale=stage))
+                layers.append(Scale(**names, scale=stage / 4 if type(layers[-1]) is SumPool2d else stage))
             case (levels, threshold):
                 layers.append(ClipFloorShift(**names, levels=levels, threshold=threshold))
             case nn.Conv2d():
@@ -285,7 +287,7 @@ def chain() -> tuple[list[Any], LayerGraph]:
                 shift = oracle.numpy(stage.bias) - scale * oracle.numpy(stage.running_mean)
                 layers.append(BatchNorm(**names, scale=scale, shift=shift))
             case nn.AvgPool2d():
-                layers.append(AvgPool2d(**names, kernel=(2, 2), stride=(2, 2)))
+                layers.append(pool(**names, kernel=(2, 2), stride=(2, 2)))
             case _:
                 layers.append(Flatten(**names))
     return stages, LayerGraph(tuple(layers))
@@ -313,26 +315,29 @@ def by_loop(stages: list[Any], x: NDArray[Any], steps: int) -> tuple[list[NDArra
     return [np.stack(fired) for fired in spikes.values()], np.stack(readouts)
 
 
-@cache
-def spiking() -> LayerGraph:
-    return to_float32(fold_thresholds(fold_batch_norm(chain()[1])))
+def spiking(pool: type[AvgPool2d] = AvgPool2d) -> LayerGraph:
+    return to_float32(fold_thresholds(fold_batch_norm(chain(pool)[1])))
 
 
+POOLS = pytest.mark.parametrize("pool", [AvgPool2d, SumPool2d])
 X = networks.dyadic_images(4, (2, 6, 6))
 
 
-def test_folding_keeps_every_spike():
-    stages, _ = chain()
+@POOLS
+def test_folding_keeps_every_spike(pool):
+    stages, _ = chain(pool)
     spikes, readout = by_loop(stages, X.numpy(), STEPS)
     assert all(0.05 < fired.mean() < 0.95 for fired in spikes)
-    result = SpikingNetwork(spiking()).simulate(X, STEPS, record=True).record
+    graph = spiking(pool)
+    result = SpikingNetwork(graph).simulate(X, STEPS, record=True).record
     assert result is not None
-    for record in (simulate(spiking(), X, STEPS), result):
-        assert_equal(record, dict(zip(spiking().spiking, spikes, strict=True)), readout)
+    for record in (simulate(graph, X, STEPS), result):
+        assert_equal(record, dict(zip(graph.spiking, spikes, strict=True)), readout)
 
 
-def test_the_ann_and_its_file(tmp_path):
-    stages, ann = chain()
+@POOLS
+def test_the_ann_and_its_file(pool, tmp_path):
+    stages, ann = chain(pool)
     value, found = X.numpy().astype(np.float64), []
     for stage in stages:
         if isinstance(stage, nn.Module):
@@ -351,13 +356,14 @@ def test_the_ann_and_its_file(tmp_path):
     np.testing.assert_array_equal(session.run(None, {"x": X.numpy()})[0], value)
 
 
+@POOLS
 @pytest.mark.parametrize("bits", [8, 16])
-def test_quantized(bits):
+def test_quantized(bits, pool):
     """An independent interpreter of NIR finds the same spikes, and they are those of before, but for rounding.
 
     One channel in front of a `Scale` never fires on the calibration images; its factors are rounded as well as others.
     """
-    network = SpikingNetwork(spiking(), to_float32(chain()[1]))
+    network = SpikingNetwork(spiking(pool), to_float32(chain(pool)[1]))
     calibration = networks.dyadic_images(64, (2, 6, 6))
     assert (network.run(calibration, 8).spikes("layer_11").sum(axis=(0, 1, 3, 4)) == 0).any()
     whole = network.quantize(bits, calibration=calibration)
