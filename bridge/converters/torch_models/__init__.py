@@ -1,4 +1,4 @@
-"""Torch modules, followed by torch.fx."""
+"""Torch models, run on tensors that note what is computed of them."""
 
 from bridge._util.lazy import lazily
 

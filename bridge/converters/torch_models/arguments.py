@@ -66,6 +66,12 @@ def of_batch_norm(input, running_mean, running_var, weight=None, bias=None, trai
     """Signature of F.batch_norm."""
 
 
+def of_torch_batch_norm(  # type: ignore[no-untyped-def]
+    input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=False
+):
+    """Signature of torch.batch_norm."""
+
+
 def of_pool(  # type: ignore[no-untyped-def]
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):

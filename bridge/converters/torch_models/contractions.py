@@ -149,16 +149,25 @@ def _by_channels(
     if not space or (len(index) == 1 and positions > 1) or (index < 0).any():
         return None
     channel, position = index // positions, index % positions
-    uneven = [each for each in (channel, gain, offset) if each is not None and (each != each[:1]).any()]
-    if uneven or (position != position[:, :1]).any() or (len(index) == 1 and index.size == channels):
+    if (position != position[:, :1]).any() or (len(index) == 1 and index.size == channels):
         return None
-    matrix = np.zeros((len(weight), channels))
-    scaled = weight if gain is None else weight * gain[0]
-    np.add.at(matrix.T, channel[0], scaled.T)
-    layer = pointwise(layers.name(title), signal.origin, matrix, len(space) + 1)
-    shifted = bias if offset is None else bias + weight @ offset[0]
-    name = layers.add(replace(layer, bias=shifted))
-    return name, np.arange(len(weight)) * positions + position[:, :1]
+    # Rows of the same channels are positions of the same outputs.
+    groups, group = np.unique(channel, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    start = np.array([int(np.argmax(group == each)) for each in range(len(groups))])
+    uneven = [each for each in (gain, offset) if each is not None and (each != each[start][group]).any()]
+    if uneven or len(groups) * len(weight) * channels > LARGEST_MATRIX:
+        return None
+    matrix = np.zeros((len(groups), len(weight), channels))
+    shift = np.tile(bias, (len(groups), 1))
+    for at, (row, taken) in enumerate(zip(start, groups, strict=True)):
+        scaled = weight if gain is None else weight * gain[row]
+        np.add.at(matrix[at].T, taken, scaled.T)
+        if offset is not None:
+            shift[at] += weight @ offset[row]
+    layer = pointwise(layers.name(title), signal.origin, matrix.reshape(-1, channels), len(space) + 1)
+    name = layers.add(replace(layer, bias=shift.reshape(-1)))
+    return name, (group[:, None] * len(weight) + np.arange(len(weight))) * positions + position[:, :1]
 
 
 def _by_matrix(

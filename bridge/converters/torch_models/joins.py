@@ -122,6 +122,8 @@ def _layouts(layers: LayerList, parts: Sequence[Part]) -> Iterator[Indices]:
         own = (math.prod(own[:-2]), *own[-2:])
     flat = np.arange(count).reshape(own)
     yield flat
+    if len(own) < 3:  # one channel of a map
+        yield flat[None]
     if len(own) > 1:
         yield np.moveaxis(flat, -1, 0)
 

@@ -168,20 +168,50 @@ class LayerList:
 
         The same one if it is asked for again.
         """
-        origin = signal.origin
-        key = (origin, *(None if each is None else (each.shape, each.tobytes()) for each in (pattern, gain, offset)))
+        parts = (pattern, gain, offset)
+        key = (signal.origin, *(None if each is None else (each.shape, each.tobytes()) for each in parts))
         if key not in self._laid_out:
-            title = signal.title or "flatten"
-            try:
-                new = layers_of(pattern, origin, self.shapes[origin], lambda: self.name(title))
-            except ConversionError as error:
-                if origin not in self.matrices:
-                    raise
-                raise ConversionError(f"{self.matrices[origin]} ({error})") from error
-            for layer in new:
-                origin = self.add(layer)
-            self._laid_out[key] = self.scaled(origin, gain, offset, signal.title)
+            self._laid_out[key] = self._lay_out(signal, pattern, gain, offset)
         return self._laid_out[key]
+
+    def _lay_out(self, signal: Signal, pattern: Indices, gain: Floats | None, offset: Floats | None) -> str:
+        origin, title = signal.origin, signal.title or "flatten"
+        if offset is not None and gain is None and not _per_channel(offset):
+            filled = self._filled(origin, pattern, offset, title)
+            if filled is not None:
+                origin, offset = filled
+        try:
+            new = layers_of(pattern, origin, self.shapes[origin], lambda: self.name(title))
+        except ConversionError as error:
+            if origin not in self.matrices:
+                raise
+            raise ConversionError(f"{self.matrices[origin]} ({error})") from error
+        for layer in new:
+            origin = self.add(layer)
+        return self.scaled(origin, gain, offset, title)
+
+    def _filled(self, origin: str, pattern: Indices, offset: Floats, title: str) -> tuple[str, Floats] | None:
+        """For maps that are padded with other values than zero: the origin less these values, and the values.
+
+        Then zeros can be padded and the values added everywhere, one per channel.
+        """
+        shape = self.shapes[origin]
+        here = pattern >= 0
+        if len(shape) < 2 or pattern.shape[:1] != shape[:1]:
+            return None
+        channel = np.where(
+            here, pattern // math.prod(shape[1:]), np.arange(len(pattern)).reshape(-1, *[1] * len(shape[1:]))
+        )
+        values = np.zeros(len(pattern))
+        before = np.zeros(len(pattern))
+        for at in range(len(pattern)):
+            outside, inside = np.unique(offset[at][~here[at]]), np.unique(offset[at][here[at]])
+            if len(outside) > 1 or len(inside) > 1 or (channel[at] != at).any():
+                return None
+            values[at] = outside[0] if len(outside) else inside[0]
+            before[at] = inside[0] - values[at] if len(inside) else 0.0
+        layer = BatchNorm(name=self.name(title), inputs=(origin,), scale=np.ones(len(values)), shift=before)
+        return self.add(layer), np.broadcast_to(values.reshape(-1, *[1] * len(shape[1:])), pattern.shape).copy()
 
     def scaled(self, origin: str, gain: Floats | None, offset: Floats | None, title: str) -> str:
         """The name of a layer that gives the output of `origin` times `gain` plus `offset`, which have its shape."""

@@ -19,6 +19,7 @@ from bridge.converters.torch_models.arguments import (
     of_batch_norm,
     of_cat,
     of_dropout,
+    of_torch_batch_norm,
 )
 from bridge.converters.torch_models.contractions import addmm, einsum, linear, matmul
 from bridge.converters.torch_models.convolutions import adaptive_avg_pool, avg_pool, conv
@@ -87,6 +88,15 @@ def batch_norm(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[
     return Signal(layers.add(layer, value), tuple(value.shape))
 
 
+def torch_batch_norm(
+    layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Any
+) -> Signal | None:
+    """A `BatchNorm`, as `batch_norm`, of torch.batch_norm's arguments."""
+    given = bound(of_torch_batch_norm, args, kwargs)
+    order = (given.input, given.running_mean, given.running_var, given.weight, given.bias, given.training)
+    return batch_norm(layers, title, (*order, given.momentum, given.eps), {}, value)
+
+
 def activation(layers: LayerList, title: str, source: Any, qcfs: QCFS, value: Tensor) -> Signal:
     """A QCFS, with one λ or one for each index of dimension 1."""
     if is_lazy(qcfs.threshold):
@@ -132,6 +142,7 @@ FUNCTIONS: dict[str, Rule] = {
     "addmm": addmm,
     "einsum": einsum,
     "batch_norm": batch_norm,
+    "torch.batch_norm": torch_batch_norm,
     "avg_pool1d": partial(avg_pool, rank=1),
     "avg_pool2d": partial(avg_pool, rank=2),
     "adaptive_avg_pool1d": partial(adaptive_avg_pool, rank=1),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -136,6 +137,8 @@ def name_of(function: Any) -> str:
     name = str(getattr(function, "__name__", type(function).__name__))
     if name == "__get__":
         return str(getattr(function.__self__, "__name__", name))
+    if name.startswith("batch_norm") and not isinstance(function, FunctionType):
+        return "torch.batch_norm"  # F.batch_norm takes the same arguments in another order
     return name.partition(".")[0]
 
 
