@@ -12,7 +12,7 @@ import numpy as np
 
 from bridge.converters.onnx_files.file import load
 from bridge.converters.onnx_files.library import require_onnx
-from bridge.converters.onnx_files.reader import Reader, Rules
+from bridge.converters.onnx_files.reader import Rules, read
 from bridge.converters.onnx_files.rules import REMEDIES, RULES, STAND_INS, SUPPORTED
 from bridge.errors import BridgeError, GraphError
 from bridge.graph import LayerGraph
@@ -40,7 +40,7 @@ def capture(path: str | Path) -> LayerGraph:
     path = Path(path)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-            return Reader(load(path), path, EVERY_RULE).graph()
+            return read(load(path), path, EVERY_RULE)
     except BridgeError:
         raise
     except Exception as error:  # the file is not ours: whatever onnx or protobuf trip over is the file's fault

@@ -1,16 +1,17 @@
-"""What ONNX nodes make of constants, or of indices in place of data. One fold an operator."""
+"""What ONNX operators compute, in numpy: for constants, and for numbers that show what is done with data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge.converters.onnx_files.values import Node, numpy_type
-from bridge.errors import GraphError
+from bridge.errors import ConversionError, GraphError
 from bridge.graph import Shape
 
 
@@ -81,14 +82,68 @@ def _fold_shape(node: Node, data: NDArray[Any]) -> NDArray[Any]:
     return np.array(data.shape[node.get("start", 0) : node.get("end", None)], dtype=np.int64)
 
 
+def _fold_pad(
+    node: Node,
+    data: NDArray[Any],
+    pads: NDArray[Any] | None = None,
+    value: NDArray[Any] | None = None,
+    axes: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    if (mode := node.get("mode", "constant")) != "constant":
+        raise ConversionError(f"it pads with values of the map ({mode}), which no NIR node does; pad with zeros")
+    sizes = pads_of(node, data.ndim, pads, axes)
+    cut = tuple(
+        slice(max(-before, 0), size - max(-after, 0)) for size, (before, after) in zip(data.shape, sizes, strict=True)
+    )
+    filling = node.get("value", 0.0) if value is None else value.reshape(()).item()
+    return np.pad(data[cut], [(max(b, 0), max(a, 0)) for b, a in sizes], constant_values=filling)
+
+
+def pads_of(
+    node: Node, rank: int, pads: NDArray[Any] | None, axes: NDArray[Any] | None = None
+) -> list[tuple[int, int]]:
+    """How much Pad adds before and after each of `rank` axes; what is negative is cut away."""
+    given = tuple(node.get("pads", ())) if pads is None else whole(pads)
+    over = range(rank) if axes is None else [axis % rank for axis in whole(axes)]
+    if len(given) != 2 * len(over):
+        raise GraphError(f"its padding {list(given)} does not fit {len(over)} dimensions")
+    result = [(0, 0)] * rank
+    for at, axis in enumerate(over):
+        result[axis] = (given[at], given[at + len(over)])
+    return result
+
+
+def _fold_space_to_depth(node: Node, data: NDArray[Any]) -> NDArray[Any]:
+    batch, channels, height, width = data.shape
+    size = node.get("blocksize", 1)
+    blocks = data.reshape(batch, channels, height // size, size, width // size, size).transpose(0, 3, 5, 1, 2, 4)
+    return blocks.reshape(batch, channels * size * size, height // size, width // size)
+
+
+def _fold_reduce(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
+    over = _axes_of(node, axes)
+    if not over and node.get("noop_with_empty_axes", 0):
+        return data
+    reduce = np.mean if node.op == "ReduceMean" else np.sum
+    return np.asarray(reduce(data, axis=over or None, keepdims=bool(node.get("keepdims", 1))))
+
+
+def _fold_einsum(node: Node, *operands: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(np.einsum(node.get("equation", ""), *operands))
+
+
 Fold = Callable[..., NDArray[Any] | list[NDArray[Any]]]
 BROADCAST: dict[str, Fold] = {
     "Add": lambda node, a, b: a + b,
     "Sub": lambda node, a, b: a - b,
     "Mul": lambda node, a, b: a * b,
     "Div": _fold_div,
+    "Equal": lambda node, a, b: a == b,
     "Max": lambda node, a, b: np.maximum(a, b),
+    "Mean": lambda node, a, *more: sum(more, a) / (1 + len(more)),
     "Min": lambda node, a, b: np.minimum(a, b),
+    "Sum": lambda node, a, *more: sum(more, a),
+    "Where": lambda node, choice, a, b: np.where(choice, a, b),
     "Clip": _fold_clip,
 }
 FOLDS: dict[str, Fold] = {
@@ -96,19 +151,26 @@ FOLDS: dict[str, Fold] = {
     "Abs": lambda node, a: np.abs(a),
     "Cast": _fold_cast,
     "Concat": lambda node, *parts: np.concatenate(parts, node.get("axis", 0)),
+    "Einsum": _fold_einsum,
     "Expand": _fold_expand,
     "Flatten": _fold_flatten,
     "Floor": lambda node, a: np.floor(a),
     "Gather": lambda node, a, at: np.take(a, at, node.get("axis", 0)),
     "Identity": lambda node, a: a,
+    "MatMul": lambda node, a, b: np.asarray(np.matmul(a, b)),
     "Neg": lambda node, a: -a,
+    "Pad": _fold_pad,
     "Reciprocal": lambda node, a: np.reciprocal(a),
+    "ReduceMean": _fold_reduce,
+    "ReduceSum": _fold_reduce,
     "Reshape": _fold_reshape,
     "Shape": _fold_shape,
     "Slice": _fold_slice,
+    "SpaceToDepth": _fold_space_to_depth,
     "Split": _fold_split,
     "Sqrt": lambda node, a: np.sqrt(a),
     "Squeeze": _fold_squeeze,
+    "Tile": lambda node, a, repeats: np.tile(a, whole(repeats)),
     "Transpose": lambda node, a: np.transpose(a, node.get("perm", None)),
     "Unsqueeze": _fold_unsqueeze,
 }
@@ -116,7 +178,7 @@ FOLDS: dict[str, Fold] = {
 
 
 def size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
-    """How many numbers folding the node gives, at most; known before they are computed."""
+    """How many numbers folding the node gives, at most, and how many it takes; known before they are computed."""
     present = [array for array in arrays if array is not None]
     if node.op in BROADCAST:
         return math.prod(np.broadcast_shapes(*(array.shape for array in present)))
@@ -126,7 +188,34 @@ def size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
     if node.op == "Gather":
         data, at = present
         return int(data.size // max(data.shape[node.get("axis", 0)], 1) * at.size)
+    if node.op == "Tile":
+        data, repeats = present
+        return data.size * max(math.prod(whole(repeats)), 1)
+    if node.op == "Pad":
+        (_, pads, _, axes), rank = [*arrays, None, None, None][:4], present[0].ndim
+        sizes = zip(present[0].shape, pads_of(node, rank, pads, axes), strict=True)
+        return int(max(present[0].size, math.prod(max(size + before + after, 0) for size, (before, after) in sizes)))
+    if node.op == "MatMul":
+        one, other = present
+        return int(one.size * (other.shape[-1] if other.ndim > 1 else 1) + other.size)
+    if node.op == "Einsum":
+        return _size_of_einsum(node, present)
     return sum(array.size for array in present)
+
+
+def _size_of_einsum(node: Node, arrays: Sequence[NDArray[Any]]) -> int:
+    """The products that are summed up."""
+    equation = node.get("equation", "")
+    if "." in equation:
+        raise ConversionError("its equation has an ellipsis; write out the dimensions")
+    labels = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes = {
+        label: size
+        for text, array in zip_longest(labels, arrays)
+        if text is not None and array is not None
+        for label, size in zip(text, array.shape, strict=False)
+    }
+    return math.prod(sizes.values())
 
 
 def _resolve(shape: Shape, wanted: Shape, allow_zero: bool) -> Shape:

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx
 
-from bridge.converters import index_tracing
 from bridge.converters.onnx_files.file import (
     STANDARD,
     attributes_of,
@@ -28,39 +26,36 @@ from bridge.converters.onnx_files.file import (
     node_of,
     opset_of,
 )
-from bridge.converters.onnx_files.folding import FOLDS, Fold, size_of_fold, whole
+from bridge.converters.onnx_files.folding import FOLDS, size_of_fold, whole
+from bridge.converters.onnx_files.layer_list import ShapedLayers, Source, placeholder
 from bridge.converters.onnx_files.library import require_onnx
-from bridge.converters.onnx_files.recognise import StepError, recognise
+from bridge.converters.onnx_files.recognise import Found, StepError, recognise
 from bridge.converters.onnx_files.tensors import FLOATS, LARGEST, Tensors
 from bridge.converters.onnx_files.values import (
-    Both,
     Constant,
+    Data,
     Floor,
     Gain,
     Node,
-    Rearranged,
     Shift,
-    Signal,
     Step,
     StraightThrough,
     Unknown,
     Value,
-    both,
     kind_name,
     shown,
 )
-from bridge.converters.remedies import MIXES_IMAGES
+from bridge.converters.torch_models.signals import Signal, simplified
 from bridge.errors import BridgeError, ConversionError, GraphError
-from bridge.graph import Array, BatchNorm, ClipFloorShift, Input, Layer, LayerGraph, Scale, Shape
+from bridge.graph import Affine, Array, BatchNorm, ClipFloorShift, Layer, LayerGraph, Scale, Shape
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
-INPUT = "input"
 LONGEST = 64
 """Elementwise steps in a row; the longest way of writing QCFS takes eight."""
 BATCHES = (2, 3)
-"""What a symbolic batch size stands for while shapes are computed: what differs between the two depends on it."""
+"""What a symbolic batch size stands for: the file is read with each, and what differs depends on it."""
 
 
 Rule = Callable[["Reader", Node], Value | tuple[Value, ...]]
@@ -82,43 +77,75 @@ class Rules:
     supported: str
 
 
-class Reader:
-    """Goes through a model's nodes in order; collects layers, what each tensor holds, and problems."""
+BY_BATCH = "what it does depends on the batch size; treat each image by itself"
 
-    def __init__(self, model: ModelProto, path: Path, rules: Rules) -> None:
+
+def read(model: ModelProto, path: Path, rules: Rules) -> LayerGraph:
+    """The layers of `model`, from the file at `path`.
+
+    Raises `ConversionError` with every problem there is.
+    """
+    first, second = BATCHES
+    reader = Reader(model, path, rules, first)
+    graph = reader.graph()
+    if reader.fixed:
+        return graph
+    try:
+        other = Reader(model, path, rules, second).graph()
+    except BridgeError as error:
+        raise type(error)(f"{error}\n(with {second} images; with {first} it can be converted)") from error
+    for one, two in zip(graph, other, strict=False):
+        if not _alike(one, two):
+            where = reader.layers.made_by.get(one.name, one.name)
+            raise ConversionError(f"{path} cannot be converted:\n  - {where}: {BY_BATCH}")
+    if len(graph.layers) != len(other.layers):
+        raise ConversionError(f"{path} cannot be converted: {BY_BATCH}")
+    return graph
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    """Whether two layers are the same."""
+    if type(one) is not type(other):
+        return False
+    pairs = [(value, getattr(other, key)) for key, value in vars(one).items()]
+    return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+
+class Reader:
+    """Goes through a model's nodes in order; collects layers, what each tensor holds, and problems.
+
+    A symbolic batch size is taken to be `batch`; ``fixed`` tells whether it is none.
+    """
+
+    def __init__(self, model: ModelProto, path: Path, rules: Rules, batch: int) -> None:
         self.model = model
         self.path = path
         self.rules = rules
         self.opset = opset_of(model)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.readers = Counter(name for node in model.graph.node for name in node.input)
-        self.layers: dict[str, tuple[int, Layer]] = {}
-        self.shapes: dict[str, Shape] = {}
         self.values: dict[str, Value] = {}
-        self.made: dict[Signal, str] = {}
+        self.made: dict[Data, Signal] = {}
         self.bias_free: set[str] = set()
         self.problems: dict[str, int] = {}  # and the number of the node, to list them in order
-        self.taken = {INPUT, "output"}
-        self.repeats: Counter[str] = Counter()
-        self.batches = BATCHES
         self.tensors = Tensors(path)
+        source, self.output = self._ends()
+        check_edges(model, source.name)
+        self.layers = ShapedLayers(*self._start(source, batch))
 
     def graph(self) -> LayerGraph:
         """The layers. Raises `ConversionError` with every problem there is."""
-        source, output = self._ends()
-        check_edges(self.model, source.name)
-        self._start(source)
-        live = live_nodes(self.model, output.name)
+        live = live_nodes(self.model, self.output.name)
         for index, proto in enumerate(self.model.graph.node):
             if index in live:
                 self._visit(index, proto)
-        last = self._finish(output)
+        last = self._finish(self.output)
         if self.problems:
             listed = "\n".join(
                 f"  - {problem}" for problem in sorted(self.problems, key=lambda each: self.problems[each])
             )
             raise ConversionError(f"{self.path} cannot be converted:\n{listed}")
-        layers = self._ordered(last)
+        layers = self.layers.in_order(last)
         if not any(isinstance(layer, ClipFloorShift) for layer in layers):
             raise ConversionError(
                 f"{self.path} has no QCFS activation, so nothing in it would spike: "
@@ -136,8 +163,8 @@ class Reader:
                 raise ConversionError(f"{self.path}: a network takes exactly one {what}; the file has {names}")
         return inputs[0], graph.output[0]
 
-    def _start(self, source: ValueInfoProto) -> None:
-        """Check what the file says of its input, and make it the first layer."""
+    def _start(self, source: ValueInfoProto, batch: int) -> tuple[Shape, int]:
+        """Check what the file says of its input, and return its shape and the batch size."""
         onnx = require_onnx()
         where = f"{self.path}: input {shown(source.name)}"
         tensor = source.type.tensor_type
@@ -146,7 +173,7 @@ class Reader:
             raise ConversionError(f"{where}: expected a tensor of floats, got {kind_name(tensor.elem_type)}")
         if not tensor.HasField("shape") or len(tensor.shape.dim) < 2:
             raise ConversionError(f"{where}: expected a shape [B, ...], got {dims(tensor.shape)}")
-        batch, *rest = tensor.shape.dim
+        first, *rest = tensor.shape.dim
         if any(dim.dim_value < 1 for dim in rest):
             raise ConversionError(
                 f"{where}: only the batch size may be symbolic, got {dims(tensor.shape)}; "
@@ -155,18 +182,18 @@ class Reader:
         shape = tuple(int(dim.dim_value) for dim in rest)
         if math.prod(shape) > LARGEST:
             raise ConversionError(f"{where}: its shape {dims(tensor.shape)} is larger than {LARGEST} numbers")
-        if batch.dim_value:
-            self.batches = (batch.dim_value, batch.dim_value)
-        self.layers[INPUT] = (-1, Input(name=INPUT, shape=shape))
-        self.shapes[INPUT] = shape
-        self.values[source.name] = Signal(INPUT)
+        self.fixed = first.dim_value > 0
+        self.batch = first.dim_value if self.fixed else batch
+        self.values[source.name] = Data(Signal(ShapedLayers.input, (self.batch, *shape)))
         self.element = tensor.elem_type
+        return shape, self.batch
 
     def _visit(self, index: int, proto: NodeProto) -> None:
         """Find out what the node's outputs hold."""
         node = node_of(index, proto)
         try:
-            given = self._value(node, proto)
+            with self.layers.at(node):
+                given = self._value(node, proto)
         except BridgeError as error:
             self.refuse(node, error)
             self._settle(node)
@@ -191,17 +218,17 @@ class Reader:
             return Unknown()
         node.attributes.update(attributes_of(proto, self.opset, self.model.ir_version))
         if constant and fold:
-            operands = [self.value(node, at) if name else None for at, name in enumerate(node.inputs)]
-            return tuple(map(Constant, self.compute(node, fold, operands)))
+            operands = [self.raw(node, at) if name else None for at, name in enumerate(node.inputs)]
+            return tuple(map(Constant, self.compute(node, operands)))
         assert rule is not None
         return rule(self, node)
 
     def _settle(self, node: Node) -> None:
         """Make layers of what a node reads that does not read it itself, so that problems in there are found."""
         for value in map(self.values.get, node.inputs):
-            if isinstance(value, Signal):
+            if isinstance(value, Data):
                 with suppress(BridgeError):
-                    self.layer(value)
+                    self.moved(value)
 
     def _is_constant(self, name: str) -> bool:
         return name in self.initializers or isinstance(self.values.get(name), Constant)
@@ -221,15 +248,15 @@ class Reader:
             if not self.problems:
                 raise GraphError(f"{self.path}: output {shown(output.name)} is not computed from the input")
             return ""
-        if not isinstance(value, Signal | Rearranged):
+        if not isinstance(value, Data):
             raise ConversionError(f"{self.path}: output {shown(output.name)} is not the output of a layer")
         try:
-            name = self.layer(self._arrived(value, len(self.model.graph.node)))
+            name = self.layer(self.moved(value))
         except BridgeError as error:
             self.problems[f"output {shown(output.name)}: {error}"] = len(self.model.graph.node)
             return ""
         declared = output.type.tensor_type.shape
-        shape = (0, *self.shapes[name])
+        shape = (0, *self.layers.shapes[name])
         if output.type.tensor_type.HasField("shape") and not self.problems:
             sizes = [dim.dim_value for dim in declared.dim]
             if len(sizes) != len(shape) or any(s and t and s != t for s, t in zip(sizes, shape, strict=True)):
@@ -238,15 +265,6 @@ class Reader:
                     f"but is [B, {', '.join(map(str, shape[1:]))}]"
                 )
         return name
-
-    def _ordered(self, last: str) -> tuple[Layer, ...]:
-        """The layers that `last` depends on, in the order of the file."""
-        layers = [layer for _, layer in sorted(self.layers.values(), key=lambda entry: entry[0])]
-        used = {last, INPUT}
-        for layer in reversed(layers):
-            if layer.name in used:
-                used.update(layer.inputs)
-        return tuple(layer for layer in layers if layer.name in used)
 
     # Used by the rules
 
@@ -260,26 +278,28 @@ class Reader:
         name = node.inputs[index]
         if name in self.values:
             return self.values[name]
-        array = self.tensors.read(self.initializers[name])
-        constant = Constant((array, array))
+        constant = Constant(self.tensors.read(self.initializers[name]))
         if self.readers[name] > 1:  # others are dropped after use: weights need not be kept twice
             self.values[name] = constant
         return constant
 
-    def signal(self, node: Node, index: int = 0) -> Signal:
-        """The signal that the node's input holds. Raises `ConversionError` if it is anything else."""
+    def data(self, node: Node, index: int = 0) -> Data:
+        """The data that the node's input holds. Raises `ConversionError` if it is anything else."""
         value = self.value(node, index)
         if isinstance(value, StraightThrough):
             raise ConversionError("it takes the difference of two signals, which is not supported")
-        if not isinstance(value, Signal | Rearranged):
+        if not isinstance(value, Data):
             raise ConversionError(f"its input {shown(node.inputs[index])} is a constant, expected data")
-        signal = self._arrived(value, node.index)
-        self.values[node.inputs[index]] = signal
-        return signal
+        return value
 
-    def source(self, node: Node, index: int = 0) -> str:
-        """The layer that gives the node's input."""
-        return self.layer(self.signal(node, index))
+    def signal(self, node: Node, index: int = 0) -> Signal:
+        """The data that the node's input holds, after its steps."""
+        return self.moved(self.data(node, index))
+
+    def source(self, node: Node, index: int = 0) -> Source:
+        """`signal`, as the rules that are shared with torch models take it."""
+        signal = self.signal(node, index)
+        return Source(signal, placeholder(signal.shape))
 
     def raw(self, node: Node, index: int) -> NDArray[Any]:
         """The constant that the node's input holds, as it is in the file."""
@@ -287,10 +307,7 @@ class Reader:
         name = shown(node.inputs[index])
         if not isinstance(value, Constant):
             raise ConversionError(f"its input {name} is computed from the data; only a constant is supported there")
-        first, second = value.values
-        if first is not second and not np.array_equal(first, second):
-            raise ConversionError(f"its constant {name} depends on the batch size")
-        return first
+        return value.values
 
     def numbers(self, node: Node, index: int, kind: type[np.floating] = np.float64, finite: bool = True) -> Array:
         """A copy of the float constant that the node's input holds, as `kind`."""
@@ -307,17 +324,15 @@ class Reader:
             raise ConversionError(f"its constant {name} holds {count} values that are NaN or infinite")
         return copy
 
-    def channels(self, node: Node, index: int, like: Signal) -> Array:
-        """The constant that the node's input holds, ``[C]`` or ``[1]``. Raises unless it is one number a channel."""
-        shape = self.shapes[like.base]
+    def term(self, node: Node, index: int, shape: Shape) -> Array | None:
+        """The constant that the node's input holds, which broadcasts over tensors of `shape` ``[B, ...]``.
+
+        None if it does not, as where it enlarges them or tells images apart.
+        """
         array = self.numbers(node, index)
-        full = (1,) * (len(shape) + 1 - array.ndim) + array.shape
-        if full not in {(1, shape[0]) + (1,) * (len(shape) - 1), (1,) * (len(shape) + 1)}:
-            raise ConversionError(
-                f"its constant {shown(node.inputs[index])} has shape {list(array.shape)}; expected one number, or one "
-                f"for each of the {shape[0]} channels of [B, {', '.join(map(str, shape))}]"
-            )
-        return array.reshape(-1)
+        full = (1,) * (len(shape) - array.ndim) + array.shape
+        inside = len(full) == len(shape) and all(each in (1, size) for each, size in zip(full, shape, strict=True))
+        return array if inside and full[0] == 1 else None
 
     def vector(self, node: Node, index: int, size: int, what: str) -> Array:
         """The constant that the node's input holds, which must be ``[size]``."""
@@ -338,140 +353,144 @@ class Reader:
             raise GraphError(f"its axes {list(given)} do not fit {rank} dimensions")
         return axes
 
-    def name(self, node: Node) -> str:
-        """A name for a layer: the module's path, or else the node's name, as a unique Python identifier."""
-        name = node.title
-        while name in self.taken or hasattr(fx.GraphModule, name):  # exporters make attributes of these names
-            self.repeats[node.title] += 1
-            name = f"{node.title}_{self.repeats[node.title]}"
-        self.taken.add(name)
-        return name
+    def made_of(self, node: Node, *signals: Signal) -> tuple[Data, ...]:
+        """`signals` as what the node's outputs hold. Raises `ConversionError` if they tell images apart."""
+        for signal in signals:
+            self.layers.expect_alike(signal)
+            self.layers.handed[signal] = node.where
+        return tuple(Data(signal) for signal in signals)
 
-    def put(self, node: Node, layer: Layer) -> Signal:
-        """Add `layer` to the graph. Raises `GraphError` if it does not fit its inputs."""
-        shape = layer.output_shape(*(self.shapes[source] for source in layer.inputs))
-        if math.prod(shape) > LARGEST:
-            raise GraphError(f"its output {list(shape)} is larger than {LARGEST} numbers")
-        self.layers[layer.name] = (node.index, layer)
-        self.shapes[layer.name] = shape
-        return Signal(layer.name)
+    def put(self, node: Node, layer: Layer) -> Data:
+        """Add `layer` to the graph, and return its output. Raises `ConversionError` if it does not fit its inputs."""
+        name = self.layers.add(layer)
+        return Data(Signal(name, self.layers.whole(name), title=node.title))
 
-    def step(self, signal: Signal, *steps: Step) -> Signal:
-        """`signal` after more `steps`."""
-        if len(signal.steps) > LONGEST:
+    def step(self, data: Data, *steps: Step) -> Data:
+        """`data` after more `steps`."""
+        if len(data.steps) > LONGEST:
             raise ConversionError(f"more than {LONGEST} elementwise operations in a row")
-        return Signal(signal.base, signal.steps + steps)
+        return Data(data.signal, data.steps + steps)
+
+    def per_channel(self, values: Array, signal: Signal) -> Array | None:
+        """`values`, which broadcast over `signal`, as one for each channel of its origin; None if they are not."""
+        channels, shape = self.layers.shapes[signal.origin][0], signal.shape
+        self.tensors.spend(channels)
+        if values.size == 1:
+            return np.full(channels, values.item())
+        if signal.index is None:
+            full = (1,) * (len(shape) - values.ndim) + values.shape
+            return values.reshape(-1) if full == (1, channels, *[1] * (len(shape) - 2)) else None
+        there = np.full(math.prod(signal.whole), np.nan)
+        self.tensors.spend(2 * there.size)
+        known = signal.index >= 0
+        there[signal.index[known]] = np.broadcast_to(values, shape)[known]
+        by_channel = there.reshape(self.batch, channels, -1)
+        alike = (by_channel == by_channel[:1, :, :1]).all()
+        return by_channel[0, :, 0].copy() if alike else None
 
     # From steps to layers
 
     def layer(self, signal: Signal) -> str:
-        """The name of the layer that gives `signal`. Its steps become layers when this is first asked."""
-        if not signal.steps:
-            return signal.base
-        if signal not in self.made:
+        """The name of the layer that gives `signal` as it stands."""
+        return self.layers.settled(signal, placeholder(signal.shape))
+
+    def moved(self, data: Data) -> Signal:
+        """`data` without steps, which become layers, or gains and offsets, when this is first asked."""
+        if not data.steps:
+            return data.signal
+        if data not in self.made:
             try:
-                self.made[signal] = self._make(signal)
+                with self.layers.at(data.steps[-1].node):
+                    self.made[data] = self._make(data)
             except StepError as error:
                 self.refuse(error.node, error)
-                self.made[signal] = signal.base
-        return self.made[signal]
+                self.made[data] = data.signal
+        return self.made[data]
 
-    def _make(self, signal: Signal) -> str:
-        base, steps = signal.base, signal.steps
+    def _make(self, data: Data) -> Signal:
+        steps = data.steps
         floor = next((at for at, step in enumerate(steps) if isinstance(step, Floor)), None)
         if floor is None:
-            return self._make_affine(signal)
+            return self._make_affine(data)
         found = recognise(steps, floor)
         if found.stop < len(steps):
-            quantised = self.layer(Signal(base, steps[: found.stop]))
-            return self.layer(Signal(quantised, steps[found.stop :]))
-        source = self.layer(Signal(base, steps[: found.start]))
-        node = steps[-1].node
-        threshold = self._spread(found.threshold, source)
-        layer = ClipFloorShift(name=self.name(node), inputs=(source,), levels=found.levels, threshold=threshold)
-        return self.put(node, layer).base
+            quantised = self.moved(Data(data.signal, steps[: found.stop]))
+            return self.moved(Data(quantised, steps[found.stop :]))
+        return self._make_activation(self.moved(Data(data.signal, steps[: found.start])), found, steps[-1].node)
 
-    def _make_affine(self, signal: Signal) -> str:
+    def _make_activation(self, signal: Signal, found: Found, node: Node) -> Signal:
+        name, index = self.layers.somewhere(signal, placeholder(signal.shape))
+        threshold = self.per_channel(found.threshold, Signal(name, self.layers.whole(name), index))
+        if threshold is None and index is not None:  # its channels may be those of the map as it stands
+            name, index = self.layer(signal), None
+            threshold = self.per_channel(found.threshold, Signal(name, self.layers.whole(name)))
+        if threshold is None:
+            raise StepError(node, "its threshold λ differs within a channel; use one λ, or one for each channel")
+        title = self.layers.name(node.title)
+        self.layers.add(ClipFloorShift(name=title, inputs=(name,), levels=found.levels, threshold=threshold))
+        made = Signal(title, self.layers.whole(title), index, title=signal.title)
+        self.layers.handed[made] = self.layers.handed.get(signal, node.where)
+        return made
+
+    def _make_affine(self, data: Data) -> Signal:
         """Constants times and plus the signal: a `Scale`, or a `BatchNorm` if something is added."""
         scale: Array = np.ones(1)
         shift: Array = np.zeros(1)
-        for step in signal.steps:
+        for step in data.steps:
             if isinstance(step, Gain):
                 scale, shift = scale * step.factor, shift * step.factor
             elif isinstance(step, Shift):
                 shift = shift + step.term
             else:
                 raise StepError(step.node, self.rules.remedies.get(step.node.op, self.rules.remedies["Clip"]))
-        node, base = signal.steps[-1].node, signal.base
+        node, signal = data.steps[-1].node, data.signal
         if np.all(shift == 0) and np.all(scale == 1):
-            return base
+            return signal
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
             raise StepError(node, "its constants and those before it multiply to NaN or infinity")
-        scale, shift = self._spread(scale, base), self._spread(shift, base)
-        if np.all(shift == 0):
-            return self.put(node, Scale(name=self.name(node), inputs=(base,), scale=scale)).base
-        return self.put(node, BatchNorm(name=self.name(node), inputs=(base,), scale=scale, shift=shift)).base
+        gains, terms = self.per_channel(scale, signal), self.per_channel(shift, signal)
+        if signal.index is not None or not signal.plain or gains is None or terms is None:
+            return self._woven(signal, scale, shift, node)
+        name, inputs = self.layers.name(node.title), (signal.origin,)
+        if np.any(shift):
+            return self.put(node, BatchNorm(name=name, inputs=inputs, scale=gains, shift=terms)).signal
+        return self.put(node, Scale(name=name, inputs=inputs, scale=gains)).signal
 
-    def _spread(self, values: Array, layer: str) -> Array:
-        """`values` ``[C]`` or ``[1]`` as ``[C]``, for the channels of `layer`."""
-        channels = self.shapes[layer][0]
-        self.tensors.spend(channels)
-        return np.array(np.broadcast_to(values, (channels,)))
+    def _woven(self, signal: Signal, scale: Array, shift: Array, node: Node) -> Signal:
+        """`signal` times and plus constants for each element."""
+        shape = signal.shape
+        self.tensors.spend(3 * math.prod(shape))
+        gain = np.broadcast_to(scale if signal.gain is None else signal.gain * scale, shape).astype(np.float64)
+        offset = np.zeros(shape) if signal.offset is None else signal.offset * scale
+        offset = (offset + shift).astype(np.float64)
+        woven = simplified(Signal(signal.origin, signal.whole, signal.index, gain, offset, node.title))
+        self.layers.expect_alike(woven)
+        self.layers.handed[woven] = node.where
+        return woven
 
-    def _arrived(self, value: Signal | Rearranged, index: int) -> Signal:
-        """`value` as a signal, for the node number `index`, before which its layer goes if it takes one.
+    def give_bias(self, name: str, bias: Array) -> None:
+        """Add to the bias of the layer `name`."""
+        at = next(at for at, layer in enumerate(self.layers.layers) if layer.name == name)
+        layer = self.layers.layers[at]
+        assert isinstance(layer, Affine)
+        self.layers.layers[at] = replace(layer, bias=layer.bias + bias)
 
-        Raises `ConversionError` if its elements were moved as no layer moves them.
-        """
-        if isinstance(value, Signal):
-            return value
-        shape = self.shapes[value.origin]
-        first, second = (self._layers_of_indices(value, indices, shape) for indices in value.indices)
-        if len(first) != len(second) or not all(map(_alike, first, second)):
-            raise ConversionError(f"what {value.node.where} hands it depends on the batch size")
-        signal = Signal(value.origin)
-        for layer in first:
-            named = replace(layer, name=self.name(value.node), inputs=(signal.base,))
-            signal = self.put(replace(value.node, index=index), named)
-        return signal
-
-    def _layers_of_indices(self, value: Rearranged, indices: NDArray[Any], shape: Shape) -> list[Layer]:
-        if not _in_order(indices):
-            # A choice of channels is a matrix.
-            self.tensors.spend(shape[0] * (shape[0] + math.prod(indices.shape[1:2])))
-        pattern = index_tracing.of_one_image(np.asarray(indices), math.prod(shape)) if indices.ndim > 1 else None
+    def size(self, node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
+        """How many numbers the node makes of constants, at most."""
         try:
-            if pattern is None:
-                raise ConversionError(MIXES_IMAGES)
-            return index_tracing.layers_of(pattern, value.origin, shape, lambda: value.node.title)
-        except ConversionError as error:
-            raise ConversionError(f"what {value.node.where} hands it: {error}") from error
+            return size_of_fold(node, arrays)
+        except BridgeError:
+            raise
+        except Exception as error:
+            raise GraphError(f"its operands do not fit ({error})") from error
 
-    def compute(self, node: Node, fold: Fold, operands: Sequence[Value | None]) -> list[Both]:
-        """What the node makes of constants or indices, at each of the two batch sizes: one pair an output."""
-        pairs = [both(operand) if operand is not None else None for operand in operands]
-        results: list[tuple[NDArray[Any], ...]] = []
-        for batch in (0, 1):
-            if batch == 1 and all(pair is None or pair[0] is pair[1] for pair in pairs):
-                results.append(results[0])
-                break
-            arrays = [None if pair is None else pair[batch] for pair in pairs]
-            try:
-                self.tensors.spend(size_of_fold(node, arrays))
-                result = fold(node, *arrays)
-            except BridgeError:
-                raise
-            except Exception as error:
-                raise GraphError(f"its operands do not fit ({error})") from error
-            results.append(tuple(result) if isinstance(result, list) else (np.asarray(result),))
-        return list(zip(*results, strict=True))
-
-
-def _alike(one: Layer, other: Layer) -> bool:
-    """Whether two rearrangements are the same layer."""
-    first, second = (np.asarray(getattr(layer, "weight", 0)) for layer in (one, other))
-    return type(one) is type(other) and np.array_equal(first, second)
-
-
-def _in_order(indices: NDArray[Any]) -> bool:
-    return bool((indices.reshape(-1) == np.arange(indices.size)).all())
+    def compute(self, node: Node, arrays: Sequence[NDArray[Any] | None]) -> list[NDArray[Any]]:
+        """What the node makes of constants, one array an output."""
+        self.tensors.spend(self.size(node, arrays))
+        try:
+            result = FOLDS[node.op](node, *arrays)
+        except BridgeError:
+            raise
+        except Exception as error:
+            raise GraphError(f"its operands do not fit ({error})") from error
+        return result if isinstance(result, list) else [np.asarray(result)]

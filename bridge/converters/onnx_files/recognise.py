@@ -26,7 +26,7 @@ class StepError(ConversionError):
 
 @dataclass(frozen=True)
 class Found:
-    """QCFS in ``steps[start:stop]``; the threshold is ``[C]`` or ``[1]``."""
+    """QCFS in ``steps[start:stop]``; the threshold broadcasts over the tensor's shape."""
 
     start: int
     stop: int

@@ -7,31 +7,50 @@ is refused, with what to use instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from bridge.converters.onnx_files.folding import FOLDS
+from bridge.converters.onnx_files import pools, weights
+from bridge.converters.onnx_files.folding import FOLDS, whole
+from bridge.converters.onnx_files.layer_list import Source, placeholder
 from bridge.converters.onnx_files.reader import Reader, Rule
 from bridge.converters.onnx_files.values import (
     Bound,
     Constant,
+    Data,
     Floor,
     Gain,
     Node,
-    Rearranged,
     Shift,
-    Signal,
     StraightThrough,
     Value,
     kind_name,
     numpy_type,
     shown,
 )
-from bridge.converters.remedies import BATCH_NORM, BY_AVERAGE, BY_QCFS, LEAVE_OUT, ONLY_QCFS, PRODUCT
+from bridge.converters.remedies import (
+    AS_MATRIX,
+    BATCH_NORM,
+    BY_AVERAGE,
+    BY_QCFS,
+    ENLARGES,
+    LEAVE_OUT,
+    NOT_AFFINE,
+    ONLY_QCFS,
+    PRODUCT,
+)
+from bridge.converters.torch_models.contractions import by_matrix
+from bridge.converters.torch_models.joins import joined
+from bridge.converters.torch_models.measuring import MOST_MEASURED as MOST_IN_MATRIX
+from bridge.converters.torch_models.measuring import measure, measure_matrix
+from bridge.converters.torch_models.signals import Floats, Signal
 from bridge.errors import ConversionError, GraphError
-from bridge.graph import Add, Array, BatchNorm, Concat, Conv1d, Conv2d, Flatten, Linear, Scale, Shape, average_pool
+from bridge.graph import Add, Concat, Scale
 
 REMEDIES: dict[str, str] = {
     **dict.fromkeys(("Relu", "Clip"), f"{BY_QCFS}, and export again"),
@@ -41,208 +60,164 @@ REMEDIES: dict[str, str] = {
     **dict.fromkeys(("MaxPool", "GlobalMaxPool", "LpPool"), BY_AVERAGE),
     **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN"), BATCH_NORM),
     **dict.fromkeys(("Round", "Ceil"), "QCFS rounds with Floor after adding 1/2; nothing else has its spiking twin"),
-    **dict.fromkeys(("If", "Loop", "Scan", "Where"), "it depends on the data; a network is a fixed graph of layers"),
+    **dict.fromkeys(("If", "Loop", "Scan"), "it depends on the data; a network is a fixed graph of layers"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent layers are not supported"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "export the float model; the bridge quantises by itself"),
-    **dict.fromkeys(("Pad", "Resize", "Upsample"), "NIR has nothing like it; use padding of a convolution"),
-    "ConvTranspose": "NIR has no transposed convolution; use a Conv",
+    **dict.fromkeys(("ConvTranspose", "DepthToSpace", "Resize", "Upsample", "MaxUnpool"), ENLARGES),
 }
 SUPPORTED = (
-    "Conv, Gemm, MatMul, BatchNormalization, AveragePool, GlobalAveragePool, ReduceMean over space, flattening, "
-    "channel splits and shuffles, Add, Concat, Dropout, Identity, and QCFS as Mul or Div, Add, Floor, Clip"
+    "Conv, Gemm, MatMul, Einsum, BatchNormalization, AveragePool, GlobalAveragePool, ReduceMean, ReduceSum, sums and "
+    "multiples as Add, Sub, Mul, Div, Neg, Sum, Mean and Where, what moves data as Reshape, Transpose, Slice, Gather, "
+    "Split, Concat, Pad and SpaceToDepth, Dropout, Identity, and QCFS as Mul or Div, Add, Floor, Clip"
 )
+MOST_MEASURED = 2**24
+"""Numbers in all that an operation takes and gives, of which is measured what it does."""
 
 
-def _conv(reader: Reader, node: Node) -> Value:
-    source = reader.source(node)
-    shape = reader.shapes[source]
-    weight = reader.numbers(node, 1, np.float32)
-    kernel = weight.shape[2:]
-    if len(kernel) not in (1, 2):
-        raise ConversionError(f"a convolution over {max(len(kernel), 0)} dimensions; 1 and 2 are supported")
-    if tuple(node.get("kernel_shape", kernel)) != kernel:
-        raise GraphError(f"its kernel_shape {node.get('kernel_shape', [])} is not that of its weight {weight.shape}")
-    groups = node.get("group", 1)
-    if groups < 1 or weight.shape[0] % groups:
-        raise GraphError(f"{weight.shape[0]} output channels do not divide into {groups} groups")
-    count = len(weight)
-    bias = reader.vector(node, 2, count, "bias") if node.has(2) else np.zeros(count)
-    stride, dilation, padding = _window(node, kernel, shape)
-    name, inputs = reader.name(node), (source,)
-    if len(kernel) == 1:
-        (s,), (d,), (p,) = stride, dilation, padding
-        return reader.put(
-            node,
-            Conv1d(name=name, inputs=inputs, weight=weight, bias=bias, stride=s, padding=p, dilation=d, groups=groups),
-        )
-    return reader.put(
-        node,
-        Conv2d(
-            name=name,
-            inputs=inputs,
-            weight=weight,
-            bias=bias,
-            stride=_two(stride),
-            padding=_two(padding),
-            dilation=_two(dilation),
-            groups=groups,
-        ),
-    )
-
-
-def _window(node: Node, kernel: Shape, shape: Shape) -> tuple[Shape, Shape, Shape]:
-    """Strides, dilations and paddings of a window of `kernel` that slides over `shape` ``[C, ...]``, checked."""
-    space = len(kernel)
-    if len(shape) != space + 1 or min(kernel) < 1:
-        raise GraphError(
-            f"a {list(kernel)} window does not slide over an input of shape [B, {', '.join(map(str, shape))}]"
-        )
-    stride, dilation = tuple(node.get("strides", [1] * space)), tuple(node.get("dilations", [1] * space))
-    if len(stride) != space or len(dilation) != space or min(stride + dilation) < 1:
-        raise GraphError(f"its strides {list(stride)} or dilations {list(dilation)} do not fit {space} dimensions")
-    automatic = node.get("auto_pad", "NOTSET")
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        sizes = zip(shape[1:], reach, stride, strict=True)
-        total = [max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in sizes]
-        before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-    elif automatic == "VALID":
-        before = after = (0,) * space
-    else:
-        pads = tuple(node.get("pads", [0] * 2 * space))
-        if automatic != "NOTSET" or len(pads) != 2 * space or min(pads) < 0:
-            raise GraphError(f"its padding {automatic} {list(pads)} does not fit {space} dimensions")
-        before, after = pads[:space], pads[space:]
-    if before != after:
-        raise ConversionError(
-            f"its padding is lopsided, {list(before)} before and {list(after)} after; make it symmetric"
-        )
-    return stride, dilation, before
-
-
-def _average_pool(reader: Reader, node: Node) -> Value:
-    source = reader.source(node)
-    shape = reader.shapes[source]
-    kernel = tuple(node.get("kernel_shape", ()))
-    stride, dilation, padding = _window(node, kernel or (0,), shape)
-    if max(dilation) > 1 or (any(padding) and not node.get("count_include_pad", 0)):
-        raise ConversionError("NIR's AvgPool2d has no dilation and no count_include_pad=0 with padding")
-    sizes = zip(shape[1:], kernel, stride, padding, strict=True)
-    if node.get("ceil_mode", 0) and any((n + 2 * p - k) % s for n, k, s, p in sizes):
-        raise ConversionError("NIR's AvgPool2d has no ceil_mode; use sizes that divide, or ceil_mode=0")
-    return _pool(reader, node, source, kernel, stride, padding)
-
-
-def _pool(reader: Reader, node: Node, source: str, kernel: Shape, stride: Shape, padding: Shape) -> Signal:
-    """Averages over windows; over one dimension a convolution of each channel by itself, for want of an AvgPool1d."""
-    if len(kernel) not in (1, 2):
-        raise ConversionError(f"it pools over {len(kernel)} dimensions; 1 and 2 are supported")
-    channels = reader.shapes[source][0]
-    if len(kernel) == 1:
-        reader.tensors.spend(channels * kernel[0])
-    return reader.put(node, average_pool(reader.name(node), source, channels, kernel, stride, padding))
-
-
-def _global_pool(reader: Reader, node: Node) -> Signal:
-    source = reader.source(node)
-    space = reader.shapes[source][1:]
-    if not space:
-        raise GraphError("it pools over space, but its input has none")
-    if set(space) == {1}:
-        return Signal(source)
-    return _pool(reader, node, source, space, space, (0,) * len(space))
-
-
-def _reduce_mean(reader: Reader, node: Node) -> Value:
-    rank = len(reader.shapes[reader.source(node)]) + 1
-    if rank < 3 or reader.axes(node, rank) != tuple(range(2, rank)):
-        raise ConversionError("only a mean over all dimensions of space, as [2, 3] of [B, C, H, W], is supported")
-    if node.get("keepdims", 1):
-        return _global_pool(reader, node)
-    pooled = _global_pool(reader, replace(node, title=f"{node.title}_pool"))
-    return reader.put(node, Flatten(name=reader.name(node), inputs=(pooled.base,)))
-
-
-def _gemm(reader: Reader, node: Node) -> Value:
-    source = reader.source(node)
-    if node.get("transA", 0):
-        raise ConversionError("it transposes the data (transA)")
-    weight = reader.numbers(node, 1, np.float32)
-    if weight.ndim != 2:
-        raise GraphError(f"its weight has shape {list(weight.shape)}, expected two dimensions")
-    if not node.get("transB", 0):
-        weight = np.ascontiguousarray(weight.T)
-    if (alpha := node.get("alpha", 1.0)) != 1:
-        weight = weight * np.float32(alpha)
-        _check_finite(weight)
-    bias: Array = np.zeros(len(weight))
-    if node.has(2):
-        given = reader.numbers(node, 2)
-        if given.shape not in {(), (1,), (len(weight),), (1, 1), (1, len(weight))}:
-            raise GraphError(f"its bias has shape {list(given.shape)}, expected [{len(weight)}]")
-        bias = bias + node.get("beta", 1.0) * given.reshape(-1)
-        _check_finite(bias)
-    return reader.put(node, Linear(name=reader.name(node), inputs=(source,), weight=weight, bias=bias))
-
-
-def _mat_mul(reader: Reader, node: Node) -> Value:
-    source = reader.source(node)
-    weight = reader.numbers(node, 1, np.float32)
-    if weight.ndim != 2:
-        raise ConversionError(f"its second factor has shape {list(weight.shape)}; only a matrix [F_in, F_out] will do")
-    weight = np.ascontiguousarray(weight.T)
-    layer = Linear(name=reader.name(node), inputs=(source,), weight=weight, bias=np.zeros(len(weight)))
-    if reader.readers[node.outputs[0]] == 1:
-        reader.bias_free.add(layer.name)
-    return reader.put(node, layer)
-
-
-def _batch_norm(reader: Reader, node: Node) -> Value:
-    source = reader.source(node)
-    if node.get("training_mode", 0) or not node.get("spatial", 1):
-        raise ConversionError("only batch normalisation at inference, per channel, is supported; export in eval mode")
-    channels = reader.shapes[source][0]
-    gain, shift, mean, variance = (
-        reader.vector(node, at, channels, what)
-        for at, what in enumerate(("scale", "bias", "mean", "variance"), start=1)
-    )
-    variance = variance + node.get("epsilon", 1e-5)
-    if not (variance > 0).all():
-        raise ConversionError(f"its variance and epsilon must be positive together, got {variance.min():g}")
-    scale = gain / np.sqrt(variance)
-    _check_finite(scale, shift - scale * mean)
-    return reader.put(
-        node, BatchNorm(name=reader.name(node), inputs=(source,), scale=scale, shift=shift - scale * mean)
-    )
+# Sums, multiples and moves, told by numbers
 
 
 def _move(reader: Reader, node: Node) -> tuple[Value, ...]:
     """Apply what only moves data to indices in its place."""
-    source = reader.value(node, 0)
-    if not isinstance(source, Rearranged):
-        name = reader.source(node)
-        sizes = [(batch, *reader.shapes[name]) for batch in reader.batches]
-        reader.tensors.spend(sum(map(math.prod, sizes)))
-        first, second = (np.arange(math.prod(size)).reshape(size) for size in sizes)
-        source = Rearranged(node, name, (first, second))
+    source = reader.signal(node)
     options = [reader.value(node, at) if node.has(at) else None for at in range(1, len(node.inputs))]
     if not all(isinstance(option, Constant | None) for option in options):
         raise ConversionError("where it moves data depends on the data")
+    constants = [None if option is None else option.values for option in options]  # type: ignore[union-attr]
+
+    def move(numbers: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(np.array(each)) for each in reader.compute(node, [numbers.numpy(), *constants])]
+
+    reader.tensors.spend(math.prod(source.shape))
+    return reader.made_of(node, *source.moved(move, node.title))
+
+
+def _measured(reader: Reader, node: Node) -> tuple[Value, ...]:
+    """Find out by numbers what multiples of which elements of the data the node adds up, and join them."""
+    values = [reader.value(node, at) if node.has(at) else None for at in range(len(node.inputs))]
+    sources = {at: reader.signal(node, at) for at, value in enumerate(values) if not isinstance(value, Constant | None)}
+    arrays = [
+        placeholder(sources[at].shape).double().numpy()
+        if at in sources
+        else None
+        if value is None
+        else _number(reader, node, at)
+        for at, value in enumerate(values)
+    ]
+    shapes = [signal.shape for signal in sources.values()]
+    if sum(map(math.prod, shapes)) + reader.size(node, arrays) > MOST_MEASURED:
+        raise GraphError(f"it takes or gives more than {MOST_MEASURED} numbers, and is not measured")
+    results = reader.compute(node, arrays)
+
+    def on_numbers(*numbers: Tensor) -> list[Tensor]:
+        given = dict(zip(sources, numbers, strict=True))
+        operands = [given[at].numpy() if at in given else array for at, array in enumerate(arrays)]
+        made = FOLDS[node.op](node, *operands)
+        return [torch.from_numpy(np.array(each)) for each in (made if isinstance(made, list) else [made])]
+
+    found = measure(on_numbers, shapes)
+    if found is None:
+        return (_as_matrix(reader, node, on_numbers, list(sources.values()), results),)
     return tuple(
-        Rearranged(node, source.origin, pair) for pair in reader.compute(node, FOLDS[node.op], [source, *options])
+        _joined(
+            reader,
+            node,
+            [part.of(signal, node.title) for part, signal in zip(parts, sources.values(), strict=True) if part],
+            offset,
+        )
+        for parts, offset in found
     )
 
 
-def _concat(reader: Reader, node: Node) -> Value:
-    sources = tuple(reader.source(node, at) for at in range(len(node.inputs)))
-    if node.get("axis", None) not in (1, -len(reader.shapes[sources[0]])):
-        raise ConversionError(f"it joins along axis {node.get('axis', None)}; only 1, the channels, is supported")
-    if len(sources) == 1:
-        return Signal(sources[0])
-    return reader.put(node, Concat(name=reader.name(node), inputs=sources))
+def _joined(reader: Reader, node: Node, terms: list[Signal], offset: Floats) -> Value:
+    """The sum of `terms` and `offset`."""
+    if not terms:
+        return Constant(offset.astype(numpy_type(reader.element)))
+    terms = [_in_place(term) for term in terms]
+    for term in terms:
+        reader.layers.expect_alike(term)
+    return reader.made_of(node, joined(reader.layers, terms, offset, node.title))[0]
 
 
-def _add(reader: Reader, node: Node) -> Value:
+def _in_place(signal: Signal) -> Signal:
+    """`signal` with factors of 0 in the place of elements that are missing, if all others are in their places."""
+    index = signal.index
+    if index is None or index.shape != signal.whole:
+        return signal
+    there = index >= 0
+    if (index != np.arange(index.size).reshape(index.shape))[there].any():
+        return signal
+    return replace(signal, index=None, gain=np.where(there, 1.0 if signal.gain is None else signal.gain, 0.0))
+
+
+def _as_matrix(reader: Reader, node: Node, function: Any, sources: list[Signal], results: list[NDArray[Any]]) -> Value:
+    """What a matrix makes of each image, found by as many runs as an image has elements."""
+    if len(sources) > 1 or len(results) > 1:
+        raise ConversionError(PRODUCT if len(sources) > 1 else NOT_AFFINE)
+    (source,), (result,) = sources, results
+    if math.prod(source.shape[1:]) > MOST_IN_MATRIX:
+        raise ConversionError(f"it mixes more than {MOST_IN_MATRIX} values of an image in a way of its own; use a Gemm")
+    matrix = measure_matrix(function, source.shape)
+    if matrix is None:
+        raise ConversionError(NOT_AFFINE)
+    made = by_matrix(
+        reader.layers,
+        node.title,
+        Source(source, placeholder(source.shape)),
+        matrix,
+        placeholder(result.shape),
+        AS_MATRIX,
+    )
+    return reader.made_of(node, made)[0]
+
+
+def _number(reader: Reader, node: Node, at: int) -> NDArray[Any]:
+    """A constant operand: finite if it is of floats."""
+    array = reader.raw(node, at)
+    return reader.numbers(node, at) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def _pad(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    if isinstance(reader.value(node, 0), Constant):
+        raise ConversionError("where it moves data depends on the data")
+    return _measured(reader, node)
+
+
+def _where(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    if not isinstance(reader.value(node, 0), Constant):
+        raise ConversionError("what it chooses depends on the data, which the wiring of a spiking network cannot")
+    return _measured(reader, node)
+
+
+def _mat_mul(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    return weights.mat_mul(reader, node) or _measured(reader, node)
+
+
+def _einsum(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    return weights.einsum(reader, node) or _measured(reader, node)
+
+
+def _concat(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    values = [reader.value(node, at) for at in range(len(node.inputs))]
+    if not all(isinstance(value, Data) for value in values):
+        return _measured(reader, node)
+    signals = [reader.signal(node, at) for at in range(len(values))]
+    if len(signals) == 1:
+        return values[0]
+    if not all(map(_as_it_stands, signals)) or node.get("axis", None) not in (1, 1 - len(signals[0].shape)):
+        return _measured(reader, node)
+    names = tuple(signal.origin for signal in signals)
+    return reader.put(node, Concat(name=reader.layers.name(node.title), inputs=names))
+
+
+def _as_it_stands(signal: Signal) -> bool:
+    return signal.index is None and signal.plain
+
+
+# Steps of a QCFS, or of what is scaled and shifted
+
+
+def _add(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
     first, second = reader.value(node, 0), reader.value(node, 1)
     for level, difference in ((first, second), (second, first)):
         if isinstance(difference, StraightThrough) and level == difference.level:
@@ -252,73 +227,89 @@ def _add(reader: Reader, node: Node) -> Value:
     return _join(reader, node, reader.signal(node, 0), reader.signal(node, 1))
 
 
-def _add_constant(reader: Reader, node: Node, data: int, constant: int) -> Value:
-    signal = reader.signal(node, data)
-    term = reader.channels(node, constant, signal)
-    if not signal.steps and signal.base in reader.bias_free and term.size > 1:
-        reader.bias_free.discard(signal.base)
-        index, layer = reader.layers[signal.base]
-        assert isinstance(layer, Linear)
-        reader.layers[signal.base] = (index, replace(layer, bias=term))
-        return signal
-    return reader.step(signal, Shift(node, term))
+def _add_constant(reader: Reader, node: Node, at: int, constant: int) -> Value | tuple[Value, ...]:
+    data = reader.data(node, at)
+    term = reader.term(node, constant, data.shape)
+    if term is None:
+        return _measured(reader, node)
+    if node.inputs[at] in reader.bias_free and term.size > 1:
+        bias = reader.per_channel(term, data.signal)
+        if bias is not None:
+            reader.give_bias(data.signal.origin, bias)
+            return data
+    return reader.step(data, Shift(node, term))
 
 
-def _join(reader: Reader, node: Node, first: Signal, second: Signal) -> Signal:
+def _join(reader: Reader, node: Node, first: Signal, second: Signal) -> Value | tuple[Value, ...]:
     """The sum of two signals; of a signal with itself, its double, for no NIR graph has the same edge twice."""
-    one, other = reader.layer(first), reader.layer(second)
+    one, other = first.origin, second.origin
+    if first.shape != second.shape:
+        return _measured(reader, node)
+    if not (_as_it_stands(first) and _as_it_stands(second)):
+        return _joined(reader, node, [first, second], np.zeros(first.shape))
+    name = reader.layers.name(node.title)
     if one == other:
-        double = np.full(reader.shapes[one][0], 2.0)
-        return reader.put(node, Scale(name=reader.name(node), inputs=(one,), scale=double))
-    return reader.put(node, Add(name=reader.name(node), inputs=(one, other)))
+        return reader.put(node, Scale(name=name, inputs=(one,), scale=np.full(reader.layers.shapes[one][0], 2.0)))
+    return reader.put(node, Add(name=name, inputs=(one, other)))
 
 
-def _sum(reader: Reader, node: Node) -> Value:
-    total = reader.signal(node, 0)
-    for at in range(1, len(node.inputs)):
-        total = _join(reader, node, total, reader.signal(node, at))
-    return total
+def _sum(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
+    values = [reader.value(node, at) for at in range(len(node.inputs))]
+    if not all(isinstance(value, Data) for value in values):
+        return _measured(reader, node)
+    total, *others = (reader.signal(node, at) for at in range(len(values)))
+    if not all(_as_it_stands(each) and each.shape == total.shape for each in (total, *others)):
+        return _measured(reader, node)
+    for other in others:
+        added = _join(reader, node, total, other)
+        assert isinstance(added, Data)
+        total = added.signal
+    return Data(total)
 
 
-def _sub(reader: Reader, node: Node) -> Value:
+def _sub(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
     first, second = reader.value(node, 0), reader.value(node, 1)
-    if isinstance(second, Constant):
-        signal = reader.signal(node, 0)
-        return reader.step(signal, Shift(node, -reader.channels(node, 1, signal)))
-    if isinstance(first, Constant):
-        signal = reader.signal(node, 1)
-        return reader.step(signal, Gain(node, -np.ones(1)), Shift(node, reader.channels(node, 0, signal)))
-    floored, level = reader.signal(node, 0), reader.signal(node, 1)
+    if isinstance(first, Constant) or isinstance(second, Constant):
+        at = 0 if isinstance(second, Constant) else 1
+        data = reader.data(node, at)
+        term = reader.term(node, 1 - at, data.shape)
+        if term is None:
+            return _measured(reader, node)
+        if at == 0:
+            return reader.step(data, Shift(node, -term))
+        return reader.step(data, Gain(node, -np.ones(1)), Shift(node, term))
+    floored, level = reader.data(node, 0), reader.data(node, 1)
     last = floored.steps[-1] if floored.steps else None
-    if isinstance(last, Floor) and Signal(floored.base, floored.steps[:-1]) == level:
+    if isinstance(last, Floor) and Data(floored.signal, floored.steps[:-1]) == level:
         return StraightThrough(level, floored)
-    raise ConversionError("it subtracts one signal from another; only sums are supported")
+    return _measured(reader, node)
 
 
-def _mul(reader: Reader, node: Node) -> Value:
+def _mul(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
     constant = 0 if isinstance(reader.value(node, 0), Constant) else 1
     if not isinstance(reader.value(node, constant), Constant):
         raise ConversionError(PRODUCT)
-    signal = reader.signal(node, 1 - constant)
-    return reader.step(signal, Gain(node, reader.channels(node, constant, signal)))
+    data = reader.data(node, 1 - constant)
+    factor = reader.term(node, constant, data.shape)
+    return _measured(reader, node) if factor is None else reader.step(data, Gain(node, factor))
 
 
-def _div(reader: Reader, node: Node) -> Value:
+def _div(reader: Reader, node: Node) -> Value | tuple[Value, ...]:
     if not isinstance(reader.value(node, 1), Constant):
         raise ConversionError("it divides by a signal; no spiking layer does that")
-    signal = reader.signal(node, 0)
-    divisor = reader.channels(node, 1, signal)
-    if not np.all(divisor):
+    if not np.all(reader.numbers(node, 1)):
         raise ConversionError("it divides by zero")
-    return reader.step(signal, Gain(node, 1 / divisor))
+    data = reader.data(node)
+    divisor = reader.term(node, 1, data.shape)
+    return _measured(reader, node) if divisor is None else reader.step(data, Gain(node, 1 / divisor))
 
 
 def _neg(reader: Reader, node: Node) -> Value:
-    return reader.step(reader.signal(node), Gain(node, -np.ones(1)))
+    return reader.step(reader.data(node), Gain(node, -np.ones(1)))
 
 
 def _floor(reader: Reader, node: Node) -> Value:
-    return reader.step(reader.signal(node), Floor(node))
+    return reader.step(reader.data(node), Floor(node))
 
 
 def _clip(reader: Reader, node: Node) -> Value:
@@ -357,7 +348,7 @@ def _limit(reader: Reader, node: Node, index: int) -> float:
 def _bound(reader: Reader, node: Node, data: int, low: float, high: float) -> Value:
     if not low <= high:
         raise ConversionError(f"it clips between {low:g} and {high:g}")
-    return reader.step(reader.signal(node, data), Bound(node, low, high))
+    return reader.step(reader.data(node, data), Bound(node, low, high))
 
 
 def _same(reader: Reader, node: Node) -> Value:
@@ -384,21 +375,23 @@ def _cast_like(reader: Reader, node: Node) -> Value:
     value, like = reader.value(node, 0), reader.value(node, 1)
     if not isinstance(value, Constant):
         return value
-    kind = like.values[0].dtype if isinstance(like, Constant) else numpy_type(reader.element)
-    first, second = value.values
-    cast = first.astype(kind)
-    return Constant((cast, cast if second is first else second.astype(kind)))
+    return Constant(
+        value.values.astype(like.values.dtype if isinstance(like, Constant) else numpy_type(reader.element))
+    )
 
 
 def _shape(reader: Reader, node: Node) -> Value:
-    value = reader.value(node, 0)
-    if isinstance(value, Rearranged):
-        shapes = [indices.shape for indices in value.indices]
-    else:
-        shapes = [(batch, *reader.shapes[reader.signal(node).base]) for batch in reader.batches]
     part = slice(node.get("start", 0), node.get("end", None))
-    first, second = (np.array(shape[part], dtype=np.int64) for shape in shapes)
-    return Constant((first, second))
+    return Constant(np.array(reader.data(node).shape[part], dtype=np.int64))
+
+
+def _constant_of_shape(reader: Reader, node: Node) -> Value:
+    shape, value = whole(reader.raw(node, 0)), node.get("value", None)
+    reader.tensors.spend(math.prod(shape))
+    filling = np.zeros(1, np.float32) if value is None else reader.tensors.read(value)
+    if min(shape, default=0) < 0 or filling.size != 1:
+        raise GraphError(f"it fills the shape {list(shape)} with {filling.size} values")
+    return Constant(np.full(shape, filling.reshape(())))
 
 
 def _constant(reader: Reader, node: Node) -> Value:
@@ -412,51 +405,50 @@ def _constant(reader: Reader, node: Node) -> Value:
         array = np.array(given, dtype=kinds[attribute])
     else:
         raise ConversionError(f"a constant given as {attribute} is not supported")
-    return Constant((array, array))
+    return Constant(array)
 
 
-def _two(values: Sequence[int]) -> tuple[int, int]:
-    first, second = values
-    return first, second
-
-
-def _check_finite(*arrays: Array) -> None:
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ConversionError("its constants multiply to NaN or infinity")
-
-
-MOVES = ("Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+MOVES = (
+    *("Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
+)
 RULES: dict[str, Rule] = {
     "Add": _add,
-    "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
+    "AveragePool": pools.average,
+    "BatchNormalization": weights.batch_norm,
     "Cast": _cast,
     "CastLike": _cast_like,
     "Clip": _clip,
     "Concat": _concat,
     "Constant": _constant,
-    "Conv": _conv,
+    "ConstantOfShape": _constant_of_shape,
+    "Conv": weights.conv,
     "Div": _div,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "Floor": _floor,
-    "Gemm": _gemm,
-    "GlobalAveragePool": _global_pool,
+    "Gemm": weights.gemm,
+    "GlobalAveragePool": pools.global_average,
     "Identity": _same,
     "MatMul": _mat_mul,
     "Max": _max,
+    "Mean": _measured,
     "Min": _min,
     "Mul": _mul,
     "Neg": _neg,
-    "ReduceMean": _reduce_mean,
+    "Pad": _pad,
+    "ReduceMean": pools.reduce,
+    "ReduceSum": pools.reduce,
     "Relu": _relu,
     "Shape": _shape,
     "Sub": _sub,
     "Sum": _sum,
+    "Where": _where,
     **dict.fromkeys(MOVES, _move),
 }
 STAND_INS: dict[str, Rule] = {
     **dict.fromkeys((op for op, remedy in REMEDIES.items() if remedy in (ONLY_QCFS, BATCH_NORM)), _same),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Round", "Ceil"), _same),
-    "GlobalMaxPool": _global_pool,
+    "GlobalMaxPool": pools.global_average,
 }
 """Refused operators, and the rules that give a tensor of the same shape."""

@@ -1,22 +1,23 @@
 """What a tensor of an ONNX file can hold: one of
 
-* a *signal*: the output of a layer, and the elementwise steps taken since (times a constant, plus a constant, clipped,
-  floored). Steps become layers only when something else reads the tensor: that is how QCFS is told from a batch norm;
-* a signal *rearranged*: indices into it, which tell what has been done to it (see `bridge.converters.index_tracing`);
+* *data*: elements of a layer's output, moved, times and plus constants (a `Signal`), and the elementwise steps taken
+  since (times a constant, plus a constant, clipped, floored). Steps become layers only when something else reads the
+  tensor: that is how QCFS is told from a batch norm;
 * a *constant*: an initializer, or what the file computes from constants and shapes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge.converters.onnx_files.library import require_onnx
+from bridge.converters.torch_models.signals import Signal
 from bridge.errors import GraphError
-from bridge.graph import Array
+from bridge.graph import Array, Shape
 
 NUMPY: dict[str, type[np.generic]] = {
     "FLOAT": np.float32,
@@ -25,6 +26,7 @@ NUMPY: dict[str, type[np.generic]] = {
     "BFLOAT16": np.float32,
     "INT64": np.int64,
     "INT32": np.int32,
+    "BOOL": np.bool_,
 }
 LONGEST_NAME = 100
 
@@ -58,14 +60,14 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Gain(Step):
-    """``y_c = factor_c x_c``, factor ``[C]`` or ``[1]``."""
+    """``y = factor · x``. The factor broadcasts over the tensor's shape."""
 
     factor: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Shift(Step):
-    """``y_c = x_c + term_c``, term ``[C]`` or ``[1]``."""
+    """``y = x + term``. The term broadcasts over the tensor's shape."""
 
     term: Array
 
@@ -84,39 +86,32 @@ class Floor(Step):
 
 
 @dataclass(frozen=True)
-class Signal:
-    """The output of the layer `base` after `steps`. Two are equal if they are the same tensor."""
+class Data:
+    """The `signal` after `steps`. Two are equal if they are the same tensor. ``where`` is the node that made it."""
 
-    base: str
+    signal: Signal
     steps: tuple[Step, ...] = ()
+    where: str = field(default="", compare=False)
 
-
-Both = tuple[NDArray[Any], NDArray[Any]]
-"""Arrays at the two batch sizes: the same object twice unless it was computed from a batch size."""
+    @property
+    def shape(self) -> Shape:
+        """The tensor's shape, batch included."""
+        return self.signal.shape
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
     """Numbers that do not depend on the data."""
 
-    values: Both
-
-
-@dataclass(frozen=True, eq=False)
-class Rearranged:
-    """The output of the layer `origin` with its elements moved: indices into it, at each of the two batch sizes."""
-
-    node: Node
-    origin: str
-    indices: Both
+    values: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class StraightThrough:
     """``floor(x) − x``. Adding ``x`` gives ``floor(x)``, exactly: the term only redirects gradients."""
 
-    level: Signal
-    floored: Signal
+    level: Data
+    floored: Data
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +119,7 @@ class Unknown:
     """What comes out of a node that was refused, or that follows one."""
 
 
-Value = Signal | Rearranged | Constant | StraightThrough | Unknown
-
-
-def both(value: Value) -> Both:
-    assert isinstance(value, Constant | Rearranged)
-    return value.values if isinstance(value, Constant) else value.indices
+Value = Data | Constant | StraightThrough | Unknown
 
 
 def numpy_type(number: int) -> type[np.generic]:

@@ -1,0 +1,272 @@
+"""Every affine operation of ONNX, however it is written: ANN and spiking network give what the runtime gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from support import networks
+from support.onnx_models import build, evaluated, refusal, runtime, spike
+
+import bridge
+from bridge.converters.onnx_files.capture import capture
+from bridge.graph import AvgPool2d, Conv1d, Conv2d, LayerGraph, Scale
+
+MAP, SQUARE, LINE, TOKENS, VECTOR = (2, 4, 6), (4, 4, 4), (2, 7), (5, 4), (12,)
+
+
+def model_of(
+    body: str, shape: tuple[int, ...], path: Path, tensors: dict[str, NDArray[Any]], before: str, opset: int
+) -> Path:
+    """A file with `body` from ``z`` to ``y``, behind what is `before`, and with `tensors` as initializers."""
+    text = ",".join(("N", *map(str, shape)))
+    source = "x" if before else "z"
+    if opset < 11:  # limits were attributes
+        before = before.replace("Clip (sq, zero, one)", "Clip<min=0.0,max=1.0>(sq)")
+    model = build(before + body, x=f"float[{text}] {source}", y="float[N] y", opset=opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
+    onnx.save(model, path)
+    return path
+
+
+def dyadic(*shape: int) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = networks.dyadic_images(1, shape).numpy()[0] * 8 - 4
+    return result
+
+
+def spikes(x: NDArray[np.float32], steps: int) -> list[NDArray[np.float32]]:
+    """λ times the spikes of each step of a neuron with λ = 2 whose input is `x`, as in the paper."""
+    potential, result = np.ones_like(x), []
+    for _ in range(steps):
+        potential = potential + x
+        fired = (potential >= 2).astype(np.float32)
+        potential = potential - 2 * fired
+        result.append(2 * fired)
+    return result
+
+
+def expect_same(
+    body: str, shape: tuple[int, ...], folder: Path, tensors: dict[str, NDArray[Any]] | None = None, opset: int = 17
+) -> LayerGraph:
+    """The ANN in the file, once its outputs and the readouts of its spiking network were held against the runtime."""
+    whole = model_of(body, shape, folder / "m.onnx", tensors or {}, spike("x", "z"), opset)
+    alone = model_of(body, shape, folder / "alone.onnx", tensors or {}, "", opset)
+    graph = capture(whole)
+    x = networks.dyadic_images(5, shape).numpy() * 4
+    expected = runtime(whole, x)
+    np.testing.assert_allclose(evaluated(graph, x), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(expected).max() > 0
+    readouts = bridge.convert(whole).run(torch.from_numpy(x), 4).readout
+    np.testing.assert_allclose(readouts, [runtime(alone, each) for each in spikes(x, 4)], rtol=1e-5, atol=1e-5)
+    return graph
+
+
+CONSTANTS = {
+    "one per channel": (2, 1, 1),
+    "one per row": (4, 1),
+    "one per position": (4, 6),
+    "one for each": (2, 4, 6),
+    "one of each image": (1, 2, 4, 6),
+}
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("sizes", CONSTANTS.values(), ids=CONSTANTS)
+def test_multiples(op, sizes, tmp_path):
+    factor = np.resize(np.array([2, -0.5, 4, 1, -8], np.float32), sizes)
+    expect_same(f"y={op}(z,k)", MAP, tmp_path, {"k": factor})
+
+
+@pytest.mark.parametrize("sizes", CONSTANTS.values(), ids=CONSTANTS)
+def test_terms_before_a_flattening(sizes, tmp_path):
+    """Only a vector may have as many biases as values."""
+    body = "a=Sub(k,z) b=Add(a,k) c=Add(z,b) y=Flatten(c)"
+    expect_same(body, MAP, tmp_path, {"k": dyadic(*sizes)})
+    body = body.replace("y=Flatten(c)", "y=Add(k,z)")
+    message = (
+        ""
+        if np.prod(sizes) == 2
+        else refusal(model_of(body, MAP, tmp_path / "n.onnx", {"k": dyadic(*sizes)}, spike("x", "z"), 17))
+    )
+    assert ("constants that differ between the positions" in message) == (np.prod(sizes) != 2)
+
+
+BODIES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "sum of three": ("a=Mul(z,two) b=Neg(z) y=Sum(a,b,z,single)", MAP),
+    "mean of three": ("a=Mul(z,two) b=Neg(z) y=Mean(a,b,z)", MAP),
+    "sum of one": ("y=Sum(z)", MAP),
+    "difference": ("a=Conv<kernel_shape=[1,1]>(z,m) y=Sub(z,a)", MAP),
+    "difference from itself reversed": ("a=Slice(z,first,low,axis1,back) y=Sub(a,z)", VECTOR),
+    "broadcast over channels": ("a,b=Split<axis=1>(z) y=Sub(z,b)", MAP),
+    "split and joined the other way": ("a,b=Split<axis=1>(z) y=Concat<axis=1>(b,a,b)", MAP),
+    "padded by channels": ("y=Pad(z,two_channels)", MAP),
+    "joined along rows": ("y0=Concat<axis=2>(z,z) y=Flatten(y0)", MAP),
+    "steps": ("y=Slice(z,low0,high0,axes,steps)", MAP),
+    "channels backwards": ("y=Slice(z,first,low,axis1,back)", MAP),
+    "mirrored before a convolution": ("a=Slice(z,first,low,axis3,back) y0=Conv(a,w) y=Flatten(y0)", MAP),
+    "turned before a pool": (
+        "a=Transpose<perm=[0,1,3,2]>(z) b=AveragePool<kernel_shape=[2,1],strides=[2,1]>(a) "
+        "y=Transpose<perm=[0,1,3,2]>(b)",
+        MAP,
+    ),
+    "gathered": ("y=Gather<axis=1>(z,order)", MAP),
+    "one channel": ("a=Gather<axis=1>(z,last) y=Flatten(a)", MAP),
+    "space to depth": ("y=SpaceToDepth<blocksize=2>(z)", MAP),
+    "space to depth, written out": (
+        "a=Reshape(z,six) b=Transpose<perm=[0,1,3,5,2,4]>(a) y=Reshape(b,four)",
+        MAP,
+    ),
+    "chosen by a mask": ("y=Where(mask,z,nothing)", MAP),
+    "chosen among signals": ("a=Conv<kernel_shape=[1,1]>(z,m) y=Where(mask,z,a)", MAP),
+    "repeated channels": ("y=Tile(z,repeats)", MAP),
+    "expanded to what it is": ("y=Expand(z,same)", MAP),
+    "mean over channels": ("y=ReduceMean<axes=[1]>(z)", MAP),
+    "sum over rows": ("y0=ReduceSum(z,axis2) y=Flatten(y0)", MAP),
+    "mean in steps": ("a=ReduceMean<axes=[3]>(z) y=ReduceMean<axes=[2,3],keepdims=0>(a)", MAP),
+    "mean over all of an image": ("a=ReduceMean<axes=[1,2,3]>(z) y=Flatten(a)", MAP),
+    "sum over space": ("y=ReduceSum<keepdims=0>(z,space)", MAP),
+    "mean of tokens": ("y=ReduceMean<axes=[1],keepdims=0>(z)", TOKENS),
+    "mean over nothing": ("y=ReduceSum<noop_with_empty_axes=1>(z)", MAP),
+    "tokens times a matrix": ("y0=MatMul(z,f) y=Flatten(y0)", TOKENS),
+    "matrix times tokens": ("y0=MatMul(t,z) y=Flatten(y0)", TOKENS),
+    "a matrix for each row": ("a=Unsqueeze(z,axis2) b=MatMul(a,each) y=Flatten(b)", TOKENS),
+    "einsum over features": ('y0=Einsum<equation="bnc,cd->bnd">(z,f) y=Flatten(y0)', TOKENS),
+    "einsum over tokens": ('y0=Einsum<equation="mn,bnc->bmc">(t,z) y=Flatten(y0)', TOKENS),
+    "einsum of channels": ('y=Einsum<equation="bchw,dc->bdhw">(z,g)', MAP),
+    "einsum of both": ('y=Einsum<equation="bnc,ncd->bd">(z,each)', TOKENS),
+    "normalised tokens": ("a=BatchNormalization(z,five,five,five,positive) y=Flatten(a)", TOKENS),
+    "patches as tokens": (
+        "a=Conv<kernel_shape=[2,2],strides=[2,2]>(z,p) b=Reshape(a,sequence) c=Transpose<perm=[0,2,1]>(b) "
+        "d=MatMul(c,f) e=Add(d,bias3) y=ReduceMean<axes=[1],keepdims=0>(e)",
+        MAP,
+    ),
+    "squeezed": ("a=Unsqueeze(z,axis2) b=Squeeze(a,axis2) y=Neg(b)", VECTOR),
+    "vector backwards": ("y=Slice(z,first,low,axis1,back)", VECTOR),
+}
+TENSORS: dict[str, NDArray[Any]] = {
+    "two_channels": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+    "two": np.array(2, np.float32),
+    "single": np.array(1, np.float32),
+    "nothing": np.array(0, np.float32),
+    "m": dyadic(2, 2, 1, 1),
+    "w": dyadic(3, 2, 3, 3),
+    "p": dyadic(4, 2, 2, 2),
+    "f": dyadic(4, 3),
+    "t": dyadic(6, 5),
+    "g": dyadic(3, 2),
+    "each": dyadic(5, 4, 3),
+    "tokens": dyadic(5, 4),
+    "bias3": dyadic(3),
+    "five": dyadic(5),
+    "positive": np.array([4, 1, 16, 0.25, 1], np.float32),
+    "mask": dyadic(4, 6) > 0,
+    **{name: np.array([value]) for name, value in (("axis1", 1), ("axis2", 2), ("axis3", 3), ("back", -1))},
+    "first": np.array([-1]),
+    "low": np.array([-(2**62)]),
+    "low0": np.array([0, 1]),
+    "high0": np.array([4, 2**62]),
+    "axes": np.array([2, 3]),
+    "steps": np.array([2, 3]),
+    "order": np.array([1, 0, 1]),
+    "last": np.array(-1),
+    "six": np.array([0, 2, 2, 2, 3, 2]),
+    "four": np.array([0, -1, 2, 3]),
+    "sequence": np.array([0, 4, -1]),
+    "repeats": np.array([1, 2, 1, 1]),
+    "same": np.array([1, 1, 4, 6]),
+    "space": np.array([2, 3]),
+}
+
+
+def used(body: str) -> dict[str, NDArray[Any]]:
+    """Those of `TENSORS` that `body` names,."""
+    return {
+        name: array
+        for name, array in TENSORS.items()
+        if any(f"{mark}{name}{end}" in body for mark in "(," for end in ",)")
+    }
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_sums_moves_and_matrices(name, tmp_path):
+    body, shape = BODIES[name]
+    expect_same(body, shape, tmp_path, used(body))
+
+
+WINDOWS = {
+    "MAP": ("kernel_shape=[2,3]", "kernel_shape=[3,3],strides=[2,2]", "kernel_shape=[4,2],strides=[3,2]"),
+    "LINE": ("kernel_shape=[2]", "kernel_shape=[3],strides=[2]", "kernel_shape=[4],strides=[3]"),
+}
+PADDED = {
+    "MAP": ("pads=[1,1,1,1]", "pads=[0,1,1,0]", "pads=[1,0,0,1]", 'auto_pad="SAME_UPPER"', 'auto_pad="SAME_LOWER"', ""),
+    "LINE": ("pads=[1,1]", "pads=[0,1]", "pads=[1,0]", 'auto_pad="SAME_UPPER"', 'auto_pad="SAME_LOWER"', ""),
+}
+CASES = [(of, window, padded) for of in WINDOWS for window in WINDOWS[of] for padded in PADDED[of]]
+
+
+@pytest.mark.parametrize("options", ["", "ceil_mode=1", "count_include_pad=1", "ceil_mode=1,count_include_pad=1"])
+@pytest.mark.parametrize(("of", "window", "padded"), CASES)
+def test_average_pools(of, window, padded, options, tmp_path):
+    attributes = ",".join(filter(None, (window, padded, options)))
+    expect_same(f"y=AveragePool<{attributes}>(z)", {"MAP": MAP, "LINE": LINE}[of], tmp_path)
+
+
+@pytest.mark.parametrize("options", ["", "ceil_mode=1", "pads=[1,1,0,1]", "pads=[1,0,1,1],count_include_pad=1"])
+def test_dilated_pools(options, tmp_path):
+    attributes = ",".join(filter(None, ("kernel_shape=[2,2],strides=[1,2],dilations=[2,3]", options)))
+    expect_same(f"y=AveragePool<{attributes}>(z)", (2, 5, 8), tmp_path, opset=19)
+
+
+def test_what_an_average_pool_becomes(tmp_path):
+    """A factor for each position, where windows hold different numbers of values, and a pool as NIR has it."""
+    graph = expect_same("y=AveragePool<kernel_shape=[2,2],pads=[1,1,1,1]>(z)", MAP, tmp_path)
+    pool, scale = graph.layers[-2:]
+    assert isinstance(pool, AvgPool2d)
+    assert isinstance(scale, Scale)
+    assert scale.per_position
+    assert scale.scale[0, 0].tolist() == [4, 2, 2, 2, 2, 2, 4]
+    graph = expect_same("y=AveragePool<kernel_shape=[2,2],pads=[0,1,1,0],count_include_pad=1>(z)", MAP, tmp_path)
+    assert isinstance(graph.output, Conv2d)
+    graph = expect_same("y=AveragePool<kernel_shape=[2],pads=[1,0],count_include_pad=1>(z)", LINE, tmp_path)
+    assert isinstance(graph.output, Conv1d)
+
+
+@pytest.mark.parametrize(
+    "options", ["", "strides=[2,1]", "dilations=[2,1]", "group=2", "strides=[1,2],dilations=[1,2]"]
+)
+@pytest.mark.parametrize("kernel", [(2, 3), (3, 2), (1, 1)])
+@pytest.mark.parametrize("padded", PADDED["MAP"][1:-1])
+def test_convolutions_with_more_padding_on_one_side(kernel, padded, options, tmp_path):
+    if "auto_pad" in padded and "dilations" in options:
+        padded = "pads=[2,0,1,3]"  # the runtime has no SAME with dilations
+    weight, bias = dyadic(4, 1 if "group" in options else 2, *kernel), dyadic(4)
+    attributes = ",".join(filter(None, (padded, options)))
+    graph = expect_same(f"y=Conv<{attributes}>(z,w,b)", MAP, tmp_path, {"w": weight, "b": bias})
+    assert [type(layer) for layer in graph.layers[2:]] == [Conv2d]
+
+
+@pytest.mark.parametrize(
+    ("pads", "shape", "tensors"),
+    [
+        ((0, 0, 1, 0, 0, 0, 0, 2), MAP, {}),
+        ((0, 0, 0, 1, 0, 0, 2, 0), MAP, {"v": np.array(0, np.float32)}),
+        ((0, 0, -1, 1, 0, 0, 0, -2), MAP, {}),
+        ((0, 1, 0, 0, 1, 0), LINE, {}),
+        ((0, 1, 0, 2), VECTOR, {"v": np.array(3, np.float32)}),
+        ((1, 0), LINE, {"v": np.array(0, np.float32), "a": np.array([-1])}),
+    ],
+)
+def test_pads(pads, shape, tensors, tmp_path):
+    inputs = ",".join(("z", "p", *tensors))
+    expect_same(f"y=Pad({inputs})", shape, tmp_path, {"p": np.array(pads), **tensors}, opset=18)
+
+
+def test_old_pads(tmp_path):
+    expect_same("y=Pad<pads=[0,0,1,0,0,0,0,2]>(z)", MAP, tmp_path, opset=10)
