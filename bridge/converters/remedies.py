@@ -46,6 +46,10 @@ NOT_AFFINE = (
     "leave it out, or train with a bridge.QCFS in its place"
 )
 SCRIPTED = "a TorchScript module cannot be looked into; pass the Python model that it was made of"
+OUT_OF_SIGHT = (
+    "a constant in it is NaN, as is what TorchScript or another compiled function computes of the data out of sight; "
+    "call the Python function that it was made of"
+)
 QUANTISED = "it computes with quantised weights; pass the float model, and quantize the spiking network"
 THREE_DIMENSIONS = "NIR has no convolution in three dimensions; use Conv1d or Conv2d"
 DROPS = "it drops at inference too; pass training=self.training"

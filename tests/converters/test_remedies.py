@@ -37,6 +37,10 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
 class Writes(Net):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.zeros(2, 4)
@@ -172,6 +176,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     ),
     "NOT_AFFINE": (lambda: Net(lambda x: x**2), lambda: Net(QCFS(4))),
     "SCRIPTED": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity())), lambda: Net(same)),
+    "OUT_OF_SIGHT": (
+        lambda: Net(lambda x: x + torch.jit.script(doubled)(x).mean()),
+        lambda: Net(lambda x: x + doubled(x)),
+    ),
     "QUANTISED": (quantised, lambda: Net(same)),
     "THREE_DIMENSIONS": (
         lambda: Net(lambda x: F.conv3d(x[:, :, None], torch.ones(4, 4, 1, 1, 1))[:, :, 0]),

@@ -326,7 +326,7 @@ def test_lavas_own_neuron_needs_more_room() -> None:
 def test_refuses_options_that_there_are_not() -> None:
     with pytest.raises(BackendError, match=r"synapses is one of \('torch', 'stock'\), got 'Torch'"):
         LavaFixed(synapses="Torch")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="expected at least one lane, got -1"):
+    with pytest.raises(InputError, match=r"lanes: .* at least 1, got -1"):
         run(LavaFixed(lanes=-1), mlp(), pixels(mlp(), 1), 2)
 
 

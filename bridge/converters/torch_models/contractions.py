@@ -109,6 +109,8 @@ def contracted(
     size = layers.size(signal.origin)
     index = signal.indices().reshape(-1)[rows]
     image = np.where(index >= 0, index // size, NOTHING).max(1)
+    # A row of constants alone belongs to the image at its place.
+    image = np.where(image < 0, rows[:, 0] // (source.plain.numel() // layers.batch), image)
     order = np.argsort(image, kind="stable")
     if len(rows) % layers.batch or (image[order] != np.arange(len(rows)) // (len(rows) // layers.batch)).any():
         raise ConversionError(MIXES_IMAGES)

@@ -176,7 +176,14 @@ class LayerList:
 
     def _lay_out(self, signal: Signal, pattern: Indices, gain: Floats | None, offset: Floats | None) -> str:
         origin, title = signal.origin, signal.title or "flatten"
-        if offset is not None and gain is None and not _per_channel(offset):
+        here = pattern >= 0
+        if pattern.shape == self.shapes[origin] and bool(
+            (pattern.reshape(-1) == np.arange(pattern.size))[here.reshape(-1)].all()
+        ):
+            # In its place, but for what a mask has taken away.
+            gain = gain if here.all() else np.where(here, 1.0 if gain is None else gain, 0.0)
+            pattern = np.arange(pattern.size).reshape(pattern.shape)
+        elif offset is not None and gain is None and not _per_channel(offset):
             filled = self._filled(origin, pattern, offset, title)
             if filled is not None:
                 origin, offset = filled

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
+from bridge.converters.remedies import OUT_OF_SIGHT
 from bridge.converters.torch_models.input_shape import random_images, remedy
 from bridge.converters.torch_models.tracer import StoppedError, Traced, Tracer
 from bridge.errors import BridgeError, ConversionError, GraphError, InputError
@@ -41,6 +42,8 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
     tracer, result = _run(model, given, BATCH)
     if isinstance(result, tuple | list | dict):
         raise ConversionError(f"{title}: forward returns several values; return the one output tensor")
+    if isinstance(result, Tensor) and not isinstance(result, Traced) and bool(result.isnan().any()):
+        raise ConversionError(f"{title} cannot be converted:\n  - its output: {OUT_OF_SIGHT}")
     if not isinstance(result, Traced):
         raise ConversionError(f"{title}: what forward returns does not depend on its input")
     if result.problems:

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge.converters.remedies import AS_MATRIX, DEPENDS_ON_DATA, ENLARGES, SCRIPTED, WRITES
+from bridge.converters.remedies import (
+    AS_MATRIX,
+    DEPENDS_ON_DATA,
+    ENLARGES,
+    OUT_OF_SIGHT,
+    SCRIPTED,
+    WRITES,
+)
 from bridge.converters.torch_models import rules
 from bridge.converters.torch_models.contractions import by_matrix
 from bridge.converters.torch_models.joins import joined
@@ -75,7 +82,7 @@ MOVES = {
 
 
 class Traced(Tensor):
-    """A tensor that depends on the input: ``plain`` holds its values, ``signal`` what it is made of.
+    """A tensor that depends on the input: ``plain`` holds its values, ``signal`` what it is made of; its own are NaN.
 
     ``problems`` says what on the way has no spiking form; its signal then starts anew behind that. ``recipe`` is how it
     was computed, where that was element by element; ``pending`` whether it may become a QCFS yet.
@@ -169,7 +176,8 @@ class Tracer:
 
     def traced(self, value: Tensor, signal: Signal, problems: dict[str, None]) -> Traced:
         """`value`, traced."""
-        result = value.detach().as_subclass(Traced)
+        # What gets round this class, as TorchScript does, computes NaN, and is noticed.
+        result = torch.full((), float("nan")).expand(value.shape).as_subclass(Traced)
         result.tracer, result.plain, result.signal, result.problems = self, value, signal, problems
         result.recipe, result.pending = None, False
         return result
@@ -273,7 +281,8 @@ class Tracer:
                 return self.traced(value, signal, problems)
             result = self._measured(name, on_numbers, sources, value)
         except (ConversionError, GraphError) as error:
-            result, pending = self._refused(str(error), value, problems), True
+            why = OUT_OF_SIGHT if _holds_nan((args, kwargs)) else str(error)
+            result, pending = self._refused(why, value, problems), True
         if not isinstance(result, Traced) or any(source.plain.shape != result.plain.shape for source in sources):
             return result
         result.recipe, result.pending = (on_numbers, sources), pending
@@ -451,6 +460,18 @@ def _has_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, tuple | list) and any(isinstance(each, Tensor) for each in value)
     )
+
+
+def _holds_nan(arguments: Any) -> bool:
+    """Whether one of the constants among the `arguments` of a function is NaN."""
+    found: list[bool] = []
+
+    def look(each: Tensor) -> None:
+        if not isinstance(each, Traced) and each.is_floating_point():
+            found.append(bool(each.isnan().any()))
+
+    mapped(arguments, look)
+    return any(found)
 
 
 def _problems_of(sources: Sequence[Traced]) -> dict[str, None]:
