@@ -74,16 +74,22 @@ MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPoo
 
 
 def is_relu(module: nn.Module) -> bool:
-    """Whether `module` computes ReLU or ReLU6."""
+    """Whether `module` computes ReLU or ReLU6. One with a forward of its own may do anything."""
+    kinds = (nn.ReLU, nn.Hardtanh, nn.Threshold)
+    if not isinstance(module, kinds) or not any(type(module).forward is kind.forward for kind in kinds):
+        return False
     if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
         return _hardtanh(None, module.min_val, module.max_val)
-    return isinstance(module, nn.ReLU) or (
-        isinstance(module, nn.Threshold) and _threshold(None, module.threshold, module.value)
-    )
+    return isinstance(module, nn.ReLU) or _threshold(None, module.threshold, module.value)
 
 
 def average(pool: Any, where: str) -> nn.Module:
     """Average pooling in the place of `pool`, one of the `MAX_POOLS`, which is found at `where`."""
+    if not any(type(pool).forward is kind.forward for kind in MAX_POOLS):
+        raise ConversionError(
+            f"replace_activations: {where}: it has a forward of its own, of which no average is known; "
+            "put an average pooling there that does the same otherwise"
+        )
     if pool.return_indices:
         raise ConversionError(
             f"replace_activations: {where}: it returns the indices of the maxima, which an average has not; "

@@ -201,3 +201,20 @@ def test_what_was_replaced_is_reported(caplog):
         got = replace_activations(model, levels=4, max_pool="avg")
     assert got.replaced_activations == "3 ReLU (1 of them a call) and 2 maximum pools"
     assert caplog.messages == ["Sequential: replaced 3 ReLU (1 of them a call) and 2 maximum pools"]
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_kind():
+    class Padded(nn.MaxPool2d):
+        def forward(self, x):
+            return super().forward(F.pad(x, (0, 1, 0, 1), value=-float("inf")))
+
+    class Shifted(nn.ReLU):
+        def forward(self, x):
+            return super().forward(x - 1)
+
+    pool = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Padded(3, 2))
+    with pytest.raises(ConversionError, match=r"2 \(Padded\).*forward of its own"):
+        replace_activations(pool, levels=4, max_pool="avg")
+    with pytest.raises(ConversionError, match="no ReLU"):
+        replace_activations(nn.Sequential(nn.Linear(3, 3), Shifted()), levels=4)
+    assert isinstance(replace_activations(pool, levels=4), nn.Module)
