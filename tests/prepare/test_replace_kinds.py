@@ -213,7 +213,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_kind():
             return super().forward(x - 1)
 
     pool = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Padded(3, 2))
-    with pytest.raises(ConversionError, match=r"2 \(Padded\).*forward of its own"):
+    with pytest.raises(ConversionError, match="2: Padded has a forward of its own"):
         replace_activations(pool, levels=4, max_pool="avg")
     with pytest.raises(ConversionError, match="no ReLU"):
         replace_activations(nn.Sequential(nn.Linear(3, 3), Shifted()), levels=4)
