@@ -271,7 +271,7 @@ def test_problems_of_layers_behind_a_refused_activation_are_listed_too(tmp_path)
         ("k=Constant<value_ints=[1,1,2,2]>() y=Tile(z,k)", "no NIR node enlarges a map"),
         ("a=GlobalAveragePool(z) k=Shape(z) y=Expand(a,k)", "no NIR node enlarges a map"),
         ("a=GlobalAveragePool(z) y=Add(z,a)", "no NIR node enlarges a map"),
-        ("y=DepthToSpace<blocksize=2>(z)", "y (DepthToSpace): no NIR node enlarges a map"),
+        ("a=Concat<axis=1>(z,z) y=DepthToSpace<blocksize=2>(a)", "no NIR node enlarges a map"),
         ("y=ConvTranspose(z,w)", "y (ConvTranspose): no NIR node enlarges a map"),
         ("y=Resize(z)", "y (Resize): no NIR node enlarges a map"),
         ("y=LayerNormalization(z,b,b)", "y (LayerNormalization): use BatchNorm"),

@@ -113,6 +113,23 @@ def pads_of(
     return result
 
 
+def _fold_gather_nd(node: Node, data: NDArray[Any], at: NDArray[Any]) -> NDArray[Any]:
+    if node.get("batch_dims", 0):
+        raise ConversionError("it chooses other elements for each image (batch_dims); use a Gather")
+    return np.asarray(data[tuple(np.moveaxis(at, -1, 0))])
+
+
+def _fold_depth_to_space(node: Node, data: NDArray[Any]) -> NDArray[Any]:
+    batch, channels, height, width = data.shape
+    size = node.get("blocksize", 1)
+    rest = channels // size**2
+    if node.get("mode", "DCR") == "DCR":  # the block before the channel, or behind it
+        blocks = data.reshape(batch, size, size, rest, height, width).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        blocks = data.reshape(batch, rest, size, size, height, width).transpose(0, 1, 4, 2, 5, 3)
+    return blocks.reshape(batch, rest, height * size, width * size)
+
+
 def _fold_space_to_depth(node: Node, data: NDArray[Any]) -> NDArray[Any]:
     batch, channels, height, width = data.shape
     size = node.get("blocksize", 1)
@@ -124,8 +141,20 @@ def _fold_reduce(node: Node, data: NDArray[Any], axes: NDArray[Any] | None = Non
     over = _axes_of(node, axes)
     if not over and node.get("noop_with_empty_axes", 0):
         return data
-    reduce = np.mean if node.op == "ReduceMean" else np.sum
-    return np.asarray(reduce(data, axis=over or None, keepdims=bool(node.get("keepdims", 1))))
+    return np.asarray(REDUCTIONS[node.op](data, axis=over or None, keepdims=bool(node.get("keepdims", 1))))
+
+
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "ReduceL2": lambda data, **options: np.sqrt(np.sum(np.square(data), **options)),
+    "ReduceMean": np.mean,
+    "ReduceSum": np.sum,
+}
+
+
+def _fold_cumulative_sum(node: Node, data: NDArray[Any], axis: NDArray[Any]) -> NDArray[Any]:
+    if node.get("exclusive", 0) or node.get("reverse", 0):
+        raise ConversionError("it sums exclusively or in reverse; flip and shift instead")
+    return np.cumsum(data, int(axis.reshape(())))
 
 
 def _fold_einsum(node: Node, *operands: NDArray[Any]) -> NDArray[Any]:
@@ -151,16 +180,23 @@ FOLDS: dict[str, Fold] = {
     "Abs": lambda node, a: np.abs(a),
     "Cast": _fold_cast,
     "Concat": lambda node, *parts: np.concatenate(parts, node.get("axis", 0)),
+    "CumSum": _fold_cumulative_sum,
+    "DepthToSpace": _fold_depth_to_space,
     "Einsum": _fold_einsum,
     "Expand": _fold_expand,
     "Flatten": _fold_flatten,
     "Floor": lambda node, a: np.floor(a),
     "Gather": lambda node, a, at: np.take(a, at, node.get("axis", 0)),
+    "GatherND": _fold_gather_nd,
     "Identity": lambda node, a: a,
     "MatMul": lambda node, a, b: np.asarray(np.matmul(a, b)),
     "Neg": lambda node, a: -a,
     "Pad": _fold_pad,
     "Reciprocal": lambda node, a: np.reciprocal(a),
+    "Range": lambda node, start, stop, step: np.arange(
+        *(each.item() for each in (start, stop, step)), dtype=start.dtype
+    ),
+    "ReduceL2": _fold_reduce,
     "ReduceMean": _fold_reduce,
     "ReduceSum": _fold_reduce,
     "Reshape": _fold_reshape,
@@ -188,6 +224,12 @@ def size_of_fold(node: Node, arrays: Sequence[NDArray[Any] | None]) -> int:
     if node.op == "Gather":
         data, at = present
         return int(data.size // max(data.shape[node.get("axis", 0)], 1) * at.size)
+    if node.op == "GatherND":
+        data, at = present
+        return int(math.prod(at.shape[:-1]) * math.prod(data.shape[at.shape[-1] :]))
+    if node.op == "Range":
+        start, stop, step = (each.item() for each in present)
+        return int(max(0, math.ceil((stop - start) / step)))
     if node.op == "Tile":
         data, repeats = present
         return data.size * max(math.prod(whole(repeats)), 1)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge.converters.index_tracing import NOTHING
 from bridge.converters.onnx_files import pools, weights
 from bridge.converters.onnx_files.folding import FOLDS, whole
 from bridge.converters.onnx_files.layer_list import Source, placeholder
@@ -48,7 +49,7 @@ from bridge.converters.torch_models.contractions import by_matrix
 from bridge.converters.torch_models.joins import joined
 from bridge.converters.torch_models.measuring import MOST_MEASURED as MOST_IN_MATRIX
 from bridge.converters.torch_models.measuring import measure, measure_matrix
-from bridge.converters.torch_models.signals import Floats, Signal
+from bridge.converters.torch_models.signals import Floats, Signal, simplified
 from bridge.errors import ConversionError, GraphError
 from bridge.graph import Add, Concat, Scale
 
@@ -57,13 +58,13 @@ REMEDIES: dict[str, str] = {
     **dict.fromkeys(("LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid"), ONLY_QCFS),
     **dict.fromkeys(("HardSwish", "Mish", "Swish", "Tanh", "Softplus", "Softsign", "Erf"), ONLY_QCFS),
     **dict.fromkeys(("Softmax", "LogSoftmax"), LEAVE_OUT),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "LpPool"), BY_AVERAGE),
+    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "LpPool", "ReduceMax"), BY_AVERAGE),
     **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN"), BATCH_NORM),
     **dict.fromkeys(("Round", "Ceil"), "QCFS rounds with Floor after adding 1/2; nothing else has its spiking twin"),
     **dict.fromkeys(("If", "Loop", "Scan"), "it depends on the data; a network is a fixed graph of layers"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent layers are not supported"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "export the float model; the bridge quantises by itself"),
-    **dict.fromkeys(("ConvTranspose", "DepthToSpace", "Resize", "Upsample", "MaxUnpool"), ENLARGES),
+    **dict.fromkeys(("ConvTranspose", "Resize", "Upsample", "MaxUnpool"), ENLARGES),
 }
 SUPPORTED = (
     "Conv, Gemm, MatMul, Einsum, BatchNormalization, AveragePool, GlobalAveragePool, ReduceMean, ReduceSum, sums and "
@@ -136,7 +137,27 @@ def _joined(reader: Reader, node: Node, terms: list[Signal], offset: Floats) -> 
     terms = [_in_place(term) for term in terms]
     for term in terms:
         reader.layers.expect_alike(term)
-    return reader.made_of(node, joined(reader.layers, terms, offset, node.title))[0]
+    try:
+        return reader.made_of(node, joined(reader.layers, terms, offset, node.title))[0]
+    except ConversionError:
+        moved = _as_one(terms, offset)
+        if moved is None:
+            raise
+        return reader.made_of(node, moved)[0]
+
+
+def _as_one(terms: list[Signal], offset: Floats) -> Signal | None:
+    """The sum of `terms` and `offset`, if that is only another order of one layer's output: no two terms overlap."""
+    first, shape = terms[0], offset.shape
+    index, gain = np.full(shape, NOTHING), np.zeros(shape)
+    for term in terms:
+        there = term.indices() >= 0
+        if term.origin != first.origin or (index[there] >= 0).any():
+            return None
+        index[there] = term.indices()[there]
+        gain[there] = 1.0 if term.gain is None else term.gain[there]
+        offset = offset if term.offset is None else offset + term.offset
+    return simplified(Signal(first.origin, first.whole, index, gain, offset, first.title))
 
 
 def _in_place(signal: Signal) -> Signal:
@@ -409,8 +430,8 @@ def _constant(reader: Reader, node: Node) -> Value:
 
 
 MOVES = (
-    *("Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
-    "Unsqueeze",
+    *("DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Reshape", "Slice", "SpaceToDepth", "Split"),
+    *("Squeeze", "Tile", "Transpose", "Unsqueeze"),
 )
 RULES: dict[str, Rule] = {
     "Add": _add,
@@ -423,6 +444,7 @@ RULES: dict[str, Rule] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Conv": weights.conv,
+    "CumSum": _measured,
     "Div": _div,
     "Dropout": _dropout,
     "Einsum": _einsum,
