@@ -322,6 +322,8 @@ def convert(
     example_input: Tensor | NDArray[Any] | Sequence[Any] | None = None,
     *,
     input_shape: Sequence[int] | None = None,
+    schedule: str = "plain",
+    steps: int | None = None,
 ) -> SpikingNetwork:
     """Convert a QCFS-trained `model` to the spiking network that computes the same, spike by spike.
 
@@ -336,12 +338,22 @@ def convert(
         input_shape: the shape of one image instead, such as (3, 32, 32). Neither is needed where the model tells its
             input's shape: by a first layer that is linear, by a linear layer that images of one square size alone fit,
             or by an attribute ``input_shape``, as the zoo's networks have.
+        schedule: when neurons fire. "plain", the only one: at every step at which they reach their threshold.
+        steps: None. The plain schedule has no number of steps of its own: `SpikingNetwork.run` takes it.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.
         GraphError: an ONNX file is missing or damaged.
-        InputError: the model does not accept such images, or does not tell their shape.
+        InputError: the model does not accept such images, or does not tell their shape; or another argument is not as
+            above.
     """
+    if schedule != "plain":
+        raise InputError(f'schedule: expected "plain", got {schedule!r}')
+    if steps is not None:
+        raise InputError(
+            f"steps: the plain schedule has no number of steps of its own, got {steps!r}; "
+            "pass it to run, simulate or validate"
+        )
     with neutral():
         if isinstance(model, ExportedProgram):
             ann = torch_model.capture_exported(model)

@@ -26,7 +26,8 @@ Images = Annotated[
     str, typer.Argument(help="A .npy file [B, ...], an .npz file (or file.npz:array), or a folder of pictures.")
 ]
 Example = Annotated[
-    str | None, typer.Option("--images", help="Images that a torch model takes, as for run; needed to convert one.")
+    str | None,
+    typer.Option("--images", help="Images that a torch model takes, if it does not tell their shape."),
 ]
 Steps = Annotated[int, typer.Option(help="Time steps T.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]

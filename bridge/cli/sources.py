@@ -46,9 +46,12 @@ def network(source: str, images: Tensor | None = None) -> SpikingNetwork:
         return model
     if not isinstance(model, nn.Module):
         raise InputError(f"{source}: expected a torch.nn.Module or a SpikingNetwork back, got {type(model).__name__}")
-    if images is None:
-        raise InputError(f"{source}: a torch model is converted with example images: give them with --images")
-    return convert(model, images[:1])
+    if images is not None:
+        return convert(model, images[:1])
+    try:
+        return convert(model)
+    except InputError as error:
+        raise InputError(f"{source}: {error}; here, give them with --images") from error
 
 
 def _made_by(module: str, name: str) -> object:

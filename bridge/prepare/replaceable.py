@@ -87,8 +87,8 @@ def average(pool: Any, where: str) -> nn.Module:
     """Average pooling in the place of `pool`, one of the `MAX_POOLS`, which is found at `where`."""
     if not any(type(pool).forward is kind.forward for kind in MAX_POOLS):
         raise ConversionError(
-            f"replace_activations: {where}: {type(pool).__name__} has a forward of its own, of which no average is known; "
-            "put an average pooling there that does the same otherwise"
+            f"replace_activations: {where}: {type(pool).__name__} has a forward of its own, of which no average is "
+            "known; put an average pooling there that does the same otherwise"
         )
     if pool.return_indices:
         raise ConversionError(

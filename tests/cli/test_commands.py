@@ -36,6 +36,9 @@ def small():
         torch.nn.Conv2d(1, 4, 3), bridge.QCFS(4), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
     ).eval()
 
+def any_size():
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), bridge.QCFS(4), torch.nn.AdaptiveAvgPool2d(1))
+
 def number():
     return 3
 
@@ -108,7 +111,7 @@ def test_convert(folder):
     x = torch.from_numpy(np.load("x.npy"))
     one, other = bridge.load("cnn.nir").run(x, 4), bridge.load("again.nir").run(x, 4)
     assert [one.packed[a].tobytes() for a in one.layers] == [other.packed[b].tobytes() for b in other.layers]
-    call("convert", "mymodels:small", "small.nir", "--images", "pictures")
+    call("convert", "mymodels:small", "small.nir")
     assert loaded("small.nir").graph.input.shape == (1, 8, 8)
     call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
     assert loaded("whole8.nir").graph.integer
@@ -196,7 +199,7 @@ def test_training(folder):
     [
         (["inspect", "nothing.nir"], "nothing.nir: no such file"),
         (["inspect", "cnn.txt"], "cnn.txt: expected a .nir file, an .onnx file, or module:function"),
-        (["inspect", "mymodels:small"], "give them with --images"),
+        (["inspect", "mymodels:any_size"], "does not tell the shape of its input .* give them with --images"),
         (["inspect", "mymodels:nobody", "--images", "x.npy"], "mymodels:nobody: cannot be called: AttributeError"),
         (["inspect", "mymodels:number", "--images", "x.npy"], "expected a torch.nn.Module .* got int"),
         (["inspect", "mymodels:broken", "--images", "x.npy"], "ValueError: no weights here"),
