@@ -17,6 +17,12 @@ from bridge import QCFS, ConversionError, InputError
 from bridge.simulate.ann import activations
 
 
+def ann_of(network, x):
+    """What the network's ANN gives for `x`."""
+    assert network.ann is not None
+    return activations(network.ann, x)[2]
+
+
 def state(model):
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     return tensors, {name: module.training for name, module in model.named_modules()}
@@ -271,7 +277,7 @@ def test_optional_arguments_keep_their_defaults():
     x = torch.rand(3, 3)
     model = Net()
     network = bridge.convert(model, x)
-    torch.testing.assert_close(activations(network.ann, x)[2], model(x))
+    torch.testing.assert_close(ann_of(network, x), model(x))
 
 
 @pytest.mark.parametrize(
@@ -375,7 +381,7 @@ def test_changes_in_place_are_followed():
         model = kind()
         network = bridge.convert(model, x)
         with torch.no_grad():
-            torch.testing.assert_close(activations(network.ann, x)[2], model(x))
+            torch.testing.assert_close(ann_of(network, x), model(x))
 
 
 def test_changes_in_place_that_cannot_be_followed_are_refused():
@@ -413,7 +419,7 @@ def test_hooks_are_part_of_the_model():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         network = bridge.convert(model.to(dtype), x * float("nan"))  # of the example only the shape counts
         with torch.no_grad():
-            torch.testing.assert_close(activations(network.ann, x)[2], model.float()(x), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(ann_of(network, x), model.float()(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -55,7 +55,8 @@ SIGNALS: dict[str, Between] = {
     "alpha": lambda net, x: torch.add(x, x.flip(1), alpha=0.5),
     "a difference": lambda net, x: x - 0.5 * x[:, [1, 0, 3, 2]],
     "an average of two": lambda net, x: (x + x.roll(1, 1)) / 2,
-    "Python's sum": lambda net, x: sum([x, x * 2, x.flip(1)]),  # type: ignore[arg-type, return-value]
+    "Python's sum": lambda net, x: sum([x * 2, x.flip(1)], start=x),
+    "Python's sum from 0": lambda net, x: sum_from_0([x, x * 2, x.flip(1)]),
     "a stack's mean": lambda net, x: torch.stack([x, x.flip(1), -x]).mean(0),
     "lerp": lambda net, x: torch.lerp(x, x.flip(1), 0.25),
     "addcmul": lambda net, x: torch.addcmul(net.mean, x, net.gain, value=2),
@@ -109,6 +110,10 @@ SIGNALS: dict[str, Between] = {
 
 
 NO_MODULE = {"a list of modules", "written-out QCFS", "QCFS with a straight-through floor"}
+
+
+def sum_from_0(values: list[Any]) -> Any:
+    return sum(values)
 
 
 def assigned(x: Tensor) -> Tensor:
@@ -173,14 +178,14 @@ def test_a_signal_on_its_way(way, tmp_path):
         assert (again.packed[name] == packed).all()
 
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "DataParallel": nn.DataParallel,
     "compiled": torch.compile,
     "synchronised": nn.SyncBatchNorm.convert_sync_batchnorm,
     "in double precision": lambda model: model.double(),
     "in train mode": lambda model: model.train(),
     "of torch.fx": lambda model: torch.fx.symbolic_trace(model, concrete_args={"features": False}),
-    "exported": lambda model: torch.export.export(model, (torch.rand(SHAPE),)),  # type: ignore[return-value]
+    "exported": lambda model: torch.export.export(model, (torch.rand(SHAPE),)),
     "exported module": lambda model: torch.export.export(model, (torch.rand(SHAPE),)).module(),
 }
 
