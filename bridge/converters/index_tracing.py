@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from bridge.converters.remedies import ENLARGES, TURNS, UNFLATTENS
@@ -126,6 +124,8 @@ def _window(index: Indices, shape: Shape) -> Callable[[str, str], Layer] | None:
         offset = np.where(there, here - step * along, np.iinfo(np.int64).min).max(axes)
         stride.append(step)
         shift.append(np.where(highest >= 0, offset, 0))
+    if not np.array_equal(_slid(highest, space, index.shape[1:], stride, shift), index):
+        return None
     found = [
         _kernel(size, out, step, offsets)
         for size, out, step, offsets in zip(space, index.shape[1:], stride, shift, strict=True)
@@ -140,19 +140,26 @@ def _window(index: Indices, shape: Shape) -> Callable[[str, str], Layer] | None:
     for out in np.flatnonzero(highest >= 0):
         taps = tuple(int(offsets[out]) + pad for offsets, pad in zip(shift, padding, strict=True))
         weight[(out, 0 if groups > 1 else int(highest[out]), *taps)] = 1.0
-    convolve = F.conv1d if len(space) == 1 else F.conv2d
-    numbered = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(1, *shape)
-    with torch.no_grad():
-        result = convolve(numbered, torch.from_numpy(weight), None, stride, padding, 1, groups)
-    if not np.array_equal(result[0].round().long().numpy() - 1, index):
-        return None
-
     sizes = (tuple(stride), padding, (1,) * len(space))
 
     def make(name: str, origin: str) -> Layer:
         return convolution(name, origin, weight, np.zeros(len(weight)), groups, *sizes)
 
     return make
+
+
+def _slid(channels: Indices, space: Shape, out: Shape, stride: list[int], shift: list[Indices]) -> Indices:
+    """The indices of the values that windows of one element find, which slide over these `channels`, one for each of
+    the result, from a `shift` of its own.
+    """
+    result = channels.reshape(-1, *[1] * len(out))
+    there = result >= 0
+    for axis, (size, count, step, offsets) in enumerate(zip(space, out, stride, shift, strict=True)):
+        behind = [1] * (len(out) - 1 - axis)
+        here = step * np.arange(count).reshape(-1, *behind) + offsets.reshape(-1, *[1] * len(out))
+        there = there & (here >= 0) & (here < size)
+        result = result * size + here
+    return np.where(there, result, NOTHING)
 
 
 def _step(here: Indices, there: NDArray[np.bool_], axis: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,36 @@ def test_pads(pads, shape, tensors, tmp_path):
 
 def test_old_pads(tmp_path):
     expect_same("y=Pad<pads=[0,0,1,0,0,0,0,2]>(z)", MAP, tmp_path, opset=10)
+
+
+HUGE = 2**40
+MEMORY, OUTPUT, MEASURED = (
+    "far more memory than the file has data",
+    "is larger than 134217728 numbers",
+    "is not measured",
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "tensors", "says"),
+    [
+        ("y=Pad(z,k)", {"k": [0, 0, HUGE, 0, 0, 0, 0, HUGE]}, MEASURED),
+        ("y=Tile(z,k)", {"k": [1, HUGE, 1, 1]}, MEMORY),
+        ("y=Expand(z,k)", {"k": [10**9, 1, 1, 1, 1]}, MEMORY),
+        ("a=Range(b,c,d) y=Gather<axis=1>(z,a)", {"b": 0, "c": HUGE, "d": 1}, MEMORY),
+        ("a=ConstantOfShape(k) y=Add(z,a)", {"k": [2**20, 2**20]}, MEMORY),
+        ('a=Einsum<equation="ab,cd->abcd">(k,k) y=Add(z,a)', {"k": np.ones((2000, 2000), np.float32)}, MEMORY),
+        ("a=MatMul(k,b) y=Add(z,a)", {"k": np.ones((10**5, 1), np.float32), "b": np.ones((1, 10**5))}, MEMORY),
+        ('y=Einsum<equation="nchw,dc->ndhw">(z,k)', {"k": np.ones((10**5, 2), np.float32)}, OUTPUT),
+        (f"y=AveragePool<kernel_shape=[2,2],pads=[{HUGE},0,0,0]>(z)", {}, OUTPUT),
+        (f"y=AveragePool<kernel_shape=[{HUGE},2],pads=[{HUGE},0,{HUGE},0]>(z)", {}, OUTPUT),
+        ("y=Conv<pads=[0,0,10000,10000]>(z,k)", {"k": np.ones((8, 2, 1, 1), np.float32)}, OUTPUT),
+        ("y=CumSum(z,k)", {"k": 1}, "more than 1024 values of an image"),
+    ],
+)
+def test_what_would_take_too_much_is_refused_before_it_is_made(body, tensors, says, tmp_path):
+    arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    path = model_of(body, (2, 64, 64), tmp_path / "m.onnx", arrays, spike("x", "z"), 18)
+    start = time.monotonic()
+    assert says in refusal(path, bridge.BridgeError)
+    assert time.monotonic() - start < 10

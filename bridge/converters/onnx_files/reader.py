@@ -354,8 +354,10 @@ class Reader:
         return axes
 
     def made_of(self, node: Node, *signals: Signal) -> tuple[Data, ...]:
-        """`signals` as what the node's outputs hold. Raises `ConversionError` if they tell images apart."""
+        """`signals` as what the node's outputs hold. Raises `ConversionError` if one is empty or tells images apart."""
         for signal in signals:
+            if not math.prod(signal.shape):
+                raise ConversionError(f"it leaves nothing of its input: {list(signal.shape)}")
             self.layers.expect_alike(signal)
             self.layers.handed[signal] = node.where
         return tuple(Data(signal) for signal in signals)
@@ -402,8 +404,8 @@ class Reader:
             try:
                 with self.layers.at(data.steps[-1].node):
                     self.made[data] = self._make(data)
-            except StepError as error:
-                self.refuse(error.node, error)
+            except ConversionError as error:
+                self.refuse(error.node if isinstance(error, StepError) else data.steps[-1].node, error)
                 self.made[data] = data.signal
         return self.made[data]
 

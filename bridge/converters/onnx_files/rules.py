@@ -133,7 +133,7 @@ def _measured(reader: Reader, node: Node) -> tuple[Value, ...]:
 def _joined(reader: Reader, node: Node, terms: list[Signal], offset: Floats) -> Value:
     """The sum of `terms` and `offset`."""
     if not terms:
-        return Constant(offset.astype(numpy_type(reader.element)))
+        raise ConversionError("it leaves nothing of its input, only constants")
     terms = [_in_place(term) for term in terms]
     for term in terms:
         reader.layers.expect_alike(term)
