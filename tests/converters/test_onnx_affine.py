@@ -148,6 +148,8 @@ BODIES: dict[str, tuple[str, tuple[int, ...]]] = {
     "mean in steps": ("a=ReduceMean<axes=[3]>(z) y=ReduceMean<axes=[2,3],keepdims=0>(a)", MAP),
     "mean over all of an image": ("a=ReduceMean<axes=[1,2,3]>(z) y=Flatten(a)", MAP),
     "sum over space": ("y=ReduceSum<keepdims=0>(z,space)", MAP),
+    "mean of a padded map": ("a=Pad(z,around) b=ReduceMean<axes=[3]>(a) y=Flatten(b)", MAP),
+    "sum of repeated channels": ("a=Gather<axis=1>(z,order) b=ReduceSum(a,axis1) y=Flatten(b)", MAP),
     "mean of tokens": ("y=ReduceMean<axes=[1],keepdims=0>(z)", TOKENS),
     "mean over nothing": ("y=ReduceSum<noop_with_empty_axes=1>(z)", MAP),
     "tokens times a matrix": ("y0=MatMul(z,f) y=Flatten(y0)", TOKENS),
@@ -196,6 +198,7 @@ TENSORS: dict[str, NDArray[Any]] = {
     "stop": np.array(6),
     "step": np.array(2),
     "places": np.array([[1, 0], [0, 3], [1, 2]]),
+    "around": np.array([0, 0, 1, 0, 0, 0, 0, 1]),
     "order": np.array([1, 0, 1]),
     "last": np.array(-1),
     "six": np.array([0, 2, 2, 2, 3, 2]),
@@ -292,6 +295,26 @@ def test_pads(pads, shape, tensors, tmp_path):
 
 def test_old_pads(tmp_path):
     expect_same("y=Pad<pads=[0,0,1,0,0,0,0,2]>(z)", MAP, tmp_path, opset=10)
+
+
+@pytest.mark.parametrize(
+    ("body", "tensors", "says"),
+    [
+        ("y=Mul(z,k)", {"k": dyadic(3, 1, 1, 1)}, "y (Mul): its constants differ between the images"),
+        ("a=Transpose<perm=[1,0,2,3]>(z) y=Mul(a,k)", {"k": dyadic(3, 1, 1)}, "y (Mul): its constants differ between"),
+        (
+            "a,b=Split<axis=3>(z) c=Gather<axis=3>(b,k) d=Concat<axis=2>(a,c) y=ReduceSum(d,axis)",
+            {"k": np.array([0, 0, 2]), "axis": np.array([3])},
+            "y (ReduceSum): it takes some values twice",
+        ),
+    ],
+)
+def test_what_differs_between_images_or_places(body, tensors, says, tmp_path):
+    path = model_of(body, MAP, tmp_path / "m.onnx", tensors, spike("x", "z"), 17)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, path)
+    assert says in refusal(path)
 
 
 HUGE = 2**40

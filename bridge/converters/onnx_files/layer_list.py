@@ -104,9 +104,11 @@ class ShapedLayers(LayerList):
     def expect_alike(self, signal: Signal) -> None:
         """Raise `ConversionError` unless gains and offsets are the same for each image of the batch."""
         arrays = [each for each in (signal.gain, signal.offset) if each is not None and (each != each.flat[0]).any()]
-        index, size = signal.indices(), self.size(signal.origin)
-        image = np.where(index >= 0, index // size, NOTHING) if arrays else index
-        for axis, length in enumerate(signal.shape if arrays else ()):
+        if not arrays:
+            return
+        index = signal.indices()
+        image = np.where(index >= 0, index // self.size(signal.origin), NOTHING)
+        for axis, length in enumerate(signal.shape):  # the batch may be any dimension, or the outer part of one
             if length % self.batch:
                 continue
             split = (*signal.shape[:axis], self.batch, length // self.batch, *signal.shape[axis + 1 :])
@@ -116,8 +118,7 @@ class ShapedLayers(LayerList):
             by_image = [np.moveaxis(each.reshape(split), axis, 0) for each in arrays]
             if all((each == each[:1]).all() for each in by_image):
                 return
-        if arrays:
-            raise ConversionError("its constants differ between the images of a batch; treat all images alike")
+        raise ConversionError("its constants differ between the images of a batch; treat all images alike")
 
 
 def expect_size(shape: Shape) -> None:

@@ -13,6 +13,7 @@ from bridge.converters.onnx_files.reader import Reader
 from bridge.converters.onnx_files.values import Data, Gain, Node, Value
 from bridge.converters.onnx_files.weights import convolved, window
 from bridge.converters.torch_models.rules import FUNCTIONS
+from bridge.converters.torch_models.signals import Signal
 from bridge.errors import ConversionError, GraphError
 from bridge.graph import Array, Shape, average_pool
 
@@ -105,6 +106,7 @@ def _reduced(reader: Reader, node: Node, axes: tuple[int, ...], kept: bool) -> D
             pooled = _whole_map(reader, named, source.signal.origin, space)
     else:
         reader.tensors.spend(4 * math.prod(shape))
+        _expect_once(source.signal, axes)
         name = "sum" if node.op == "ReduceSum" else "mean"
         result = placeholder(tuple(sizes))
         signal = FUNCTIONS[name](reader.layers, node.title, (source, axes, True), {}, result)
@@ -114,6 +116,17 @@ def _reduced(reader: Reader, node: Node, axes: tuple[int, ...], kept: bool) -> D
         return pooled
     rest = tuple(size for axis, size in enumerate(shape) if axis not in axes)
     return reader.made_of(node, *reader.moved(pooled).moved(lambda each: [each.reshape(rest)], node.title))[0]
+
+
+def _expect_once(signal: Signal, axes: tuple[int, ...]) -> None:
+    """Raise `ConversionError` if some sums over `axes` take a value twice and others do not, as no pool does."""
+    rows = np.moveaxis(signal.indices(), axes, range(-len(axes), 0))
+    if (rows < 0).any():  # padding is not pooled
+        return
+    rows = np.sort(rows.reshape(math.prod(rows.shape[: -len(axes)]), -1), 1)
+    twice = (rows[:, 1:] == rows[:, :-1]).any(1)
+    if twice.any() and not twice.all():
+        raise ConversionError("it takes some values twice, but not everywhere; choose values after the sum")
 
 
 def _whole_map(reader: Reader, node: Node, origin: str, space: Shape) -> Data:

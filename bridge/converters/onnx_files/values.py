@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,11 +87,10 @@ class Floor(Step):
 
 @dataclass(frozen=True)
 class Data:
-    """The `signal` after `steps`. Two are equal if they are the same tensor. ``where`` is the node that made it."""
+    """The `signal` after `steps`. Two are equal if they are the same tensor."""
 
     signal: Signal
     steps: tuple[Step, ...] = ()
-    where: str = field(default="", compare=False)
 
     @property
     def shape(self) -> Shape:
