@@ -13,6 +13,7 @@ import torch
 pytest.register_assert_rewrite("support")
 
 from support.backends import BACKENDS, require  # noqa: E402
+from support.packages import needs  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -45,6 +46,20 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET, "--disable-sync"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def torchvision_operators():
+    """Makes torchvision and timm importable, also beside a torch without torchvision's compiled operators.
+
+    Where one is missing, skips on a user's machine and fails in CI.
+    """
+    for package, extra in (("torchvision", "spikingjelly"), ("timm", "test-backends")):
+        if find_spec(package) is None:
+            needs(package, extra)
+    from torchvision_table import torchvision_models
+
+    torchvision_models()
 
 
 @pytest.fixture(autouse=True)
