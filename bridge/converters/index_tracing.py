@@ -6,6 +6,7 @@ applied to a tensor of indices. Where a layer reads the result, the indices show
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.converters.remedies import ENLARGES, TURNS, UNFLATTENS
+from bridge.converters.remedies import ENLARGES, REPEATS, TURNS, UNFLATTENS
 from bridge.errors import ConversionError
 from bridge.graph import Conv1d, Conv2d, Flatten, Layer, Shape, pointwise
 
@@ -73,9 +74,26 @@ def layers_of(index: Indices, origin: str, shape: Shape, names: Callable[[], str
     came = f"[B, {', '.join(map(str, shape))}] became [B, {', '.join(map(str, target))}]"
     if len(shape) == 1:
         raise ConversionError(f"{came}: {UNFLATTENS}")
+    if _repeats(index, shape):
+        raise ConversionError(f"{came}: {REPEATS}")
     if math.prod(target[1:]) > math.prod(shape[1:]):
         raise ConversionError(f"{came}: {ENLARGES}")
     raise ConversionError(f"{came}: {TURNS}")
+
+
+def _repeats(index: Indices, shape: Shape) -> bool:
+    """Whether `index` holds all of a map as it is, with more of its values around it."""
+    if index.ndim != len(shape) or index.shape[0] != shape[0] or (index < 0).any():
+        return False
+    whole = np.arange(math.prod(shape)).reshape(shape)
+    more = [out - size for out, size in zip(index.shape[1:], shape[1:], strict=True)]
+    if min(more) < 0 or not any(more):
+        return False
+    for before in itertools.product(*(range(each + 1) for each in more)):
+        part = tuple(slice(at, at + size) for at, size in zip(before, shape[1:], strict=True))
+        if np.array_equal(index[(slice(None), *part)], whole):
+            return True
+    return False
 
 
 def _selection(index: Indices, size: int) -> NDArray[np.float64]:

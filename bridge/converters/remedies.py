@@ -29,6 +29,7 @@ ENLARGES = (
     "no NIR node enlarges a map (NIR has neither a transposed convolution nor upsampling); "
     "keep the size that convolutions give it"
 )
+REPEATS = "NIR pads with zeros alone, and this pads with values of the map itself; use zero padding"
 UNFLATTENS = "no NIR node makes a map of a vector; keep the map until the last layers"
 TURNS = (
     "no NIR node turns or mirrors a map, or moves its channels; keep the batch first and the channels second, and let "

@@ -208,7 +208,7 @@ def test_options_that_nir_has_no_word_for(pool):
 @pytest.mark.parametrize(
     ("layer", "says"),
     [
-        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "enlarges a map"),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "pads with zeros alone"),
         (nn.ConvTranspose2d(1, 1, 2), "enlarges a map"),
         (nn.Upsample(scale_factor=2, mode="bilinear"), "enlarges a map"),
         (nn.Upsample(scale_factor=2), "enlarges a map"),

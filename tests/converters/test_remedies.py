@@ -150,6 +150,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: Inside(same, extra=nn.ConvTranspose2d(4, 4, 2, 2)),
         lambda: Inside(same, extra=nn.Conv2d(4, 4, 2)),
     ),
+    "REPEATS": (
+        lambda: Net(lambda x: kernel(F.pad(x, (1, 1, 1, 1), mode="reflect"))),
+        lambda: Net(lambda x: kernel(F.pad(x, (1, 1, 1, 1)))),
+    ),
     "UNEVEN": (
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 3))),
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 4))),

@@ -38,9 +38,11 @@ def test_a_small_network_resumed_and_fine_tuned(tmp_path, monkeypatch):
     from torch._inductor import config as inductor  # which takes seconds
 
     # Without vector instructions, so that none is looked for: that takes as long as all of this network does.
-    monkeypatch.setattr(inductor.cpp, "simdlen", 1)
-    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
+    with inductor.patch({"cpp.simdlen": 1, "cpp.vec_isa_ok": True}):
+        _resumed_and_fine_tuned(tmp_path, monkeypatch)
 
+
+def _resumed_and_fine_tuned(tmp_path, monkeypatch):
     def run(out: str, recipe: Recipe, *, compile: bool, initial: str | None = None) -> training.Result:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), bridge.QCFS(TINY.levels, 3.0), nn.Linear(16, 10))

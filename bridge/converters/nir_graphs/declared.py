@@ -80,9 +80,12 @@ def check(
         layer = layers[name]
         if isinstance(node, nir.Conv1d | nir.Conv2d) and isinstance(layer, Conv1d | Conv2d):
             _check_size(node, name, taken[name], entering)
-            alike = _as_nir_infers(node, layer, entering)
-            ins.add(shape_of(alike.input_type["input"], name, "input_type"))
-            inferred[name] = shape_of(alike.output_type["output"], name, "output_type")
+            # From what it infers of the nodes before, and from the node's own input_shape, as where it reads a file.
+            for shape in (taken[name], entering):
+                alike = _as_nir_infers(node, layer, shape)
+                ins.add(shape_of(alike.input_type["input"], name, "input_type"))
+                inferred[name] = shape_of(alike.output_type["output"], name, "output_type")
+                outs.add(inferred[name])
         else:
             inferred[name] = _inferred(node, layer, entering, given[name])
         _check_type(node, name, "input", ins)

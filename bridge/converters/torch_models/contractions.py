@@ -22,12 +22,14 @@ from bridge.graph import Linear, pointwise
 
 
 def linear(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal:
+    """A matrix; on the last dimension of several rows, a 1×1 convolution where the rows are positions of a map."""
     given = bound(of_linear, args, kwargs)
     weight = array(given.weight, "weight", dtype=torch.float32)
     return _last_dimension(layers, title, given.input, weight, array(given.bias, "bias", len(weight)), value)
 
 
 def matmul(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """A matrix, if one of the two is constant."""
     one, other = [*args, *(kwargs[key] for key in ("other", "mat2", "tensor2", "vec", "vec2") if key in kwargs)][:2]
     if is_traced(one) and is_traced(other):
         raise ConversionError(PRODUCT)
@@ -41,6 +43,7 @@ def matmul(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str,
 
 
 def addmm(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """A matrix and a bias, if both are constant."""
     bias, one, other = args[:3]
     if not is_traced(one) or is_traced(other) or is_traced(bias) or kwargs or bias.dim() > 1:
         return None
@@ -49,6 +52,7 @@ def addmm(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, 
 
 
 def einsum(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """A matrix along one dimension, if one of two operands is a constant matrix."""
     equation, *operands = args
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = list(operands[0])

@@ -30,6 +30,7 @@ from bridge.graph import Layer, average_pool
 
 
 def conv(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal:
+    """A convolution in one or two dimensions; what padding="same" adds on one side alone is written into the kernel."""
     given = bound(of_conv, args, kwargs)
     expect_batch(given.input, given.weight.dim())
     weight = array(given.weight, "weight", dtype=torch.float32)
@@ -97,6 +98,7 @@ def _padded(
 def avg_pool(
     layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor, rank: int
 ) -> Signal:
+    """Average pooling; with `ceil_mode` a depthwise convolution, and what cut windows lack becomes factors."""
     given = bound(of_pool, args, kwargs)
     expect_batch(given.input, rank + 2)
     kernel = numbers(given.kernel_size, rank)
@@ -139,6 +141,7 @@ def avg_pool(
 def adaptive_avg_pool(
     layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor, rank: int
 ) -> Signal | None:
+    """Average pooling, where it pools with one window size."""
     given = bound(of_adaptive, args, kwargs)
     expect_batch(given.input, rank + 2)
     space, out = tuple(given.input.plain.shape[2:]), tuple(value.shape[2:])

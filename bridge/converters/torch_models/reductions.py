@@ -18,10 +18,12 @@ from bridge.graph import average_pool
 
 
 def mean(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """Average pooling, where it averages windows of a map or all of space; else a matrix."""
     return _reduced(layers, title, args, kwargs, value, average=True)
 
 
 def total(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """As `mean`, times the number of values."""
     return _reduced(layers, title, args, kwargs, value, average=False)
 
 

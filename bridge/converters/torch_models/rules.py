@@ -37,6 +37,7 @@ Rule = Callable[[LayerList, str, Sequence[Any], dict[str, Any], Any], "Signal | 
 
 
 def add(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """A sum of two layers; λ of each branch is folded into that branch, or into a `Scale` on it."""
     terms = [each.signal for each in args if is_traced(each)]
     if kwargs or len(args) != len(terms) or any(term.index is not None or not term.plain for term in terms):
         return None
@@ -47,6 +48,7 @@ def add(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, An
 
 
 def cat(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """1×1 convolutions of zeros and ones, and a sum, since NIR joins signals by adding only."""
     given = bound(of_cat, args, {"dim" if key == "axis" else key: each for key, each in kwargs.items()})
     if not all(map(is_traced, given.tensors)) or len(given.tensors) < 2 or given.dim not in (1, 1 - value.dim()):
         return None
@@ -58,6 +60,7 @@ def cat(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, An
 
 
 def dropout(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """Nothing, at inference."""
     given = bound(of_dropout, args, kwargs)
     if given.training and given.p > 0:
         raise ConversionError(DROPS)
@@ -69,6 +72,7 @@ def dropout(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str
 
 
 def batch_norm(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Any) -> Signal | None:
+    """Folded into the affine layer before it; elsewhere a 1×1 depthwise convolution, or factors and offsets."""
     if not isinstance(value, Tensor):  # aten's, which returns statistics, too
         return None
     given = bound(of_batch_norm, args, kwargs)

@@ -234,9 +234,11 @@ class Tracer:
         if name == "__iter__":
             return iter(self.call(torch.unbind, args, {}))
         self.at = self._where(name)
-        if name in READS_DATA:
-            raise StoppedError({f"{self.at}: {DEPENDS_ON_DATA}": None})
         sources = traced_in((args, kwargs))
+        if name in READS_DATA:
+            for problem in _problems_of(sources):  # what was read is of no other use
+                self.found.pop(problem, None)
+            raise StoppedError({f"{self.at}: {DEPENDS_ON_DATA}": None})
         changed = _changed_in_place(name, args, kwargs)
         if changed is None:
             value = function(*plain(args), **plain(kwargs))
