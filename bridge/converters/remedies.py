@@ -1,6 +1,6 @@
 """Why an operation has no spiking form, and what to use instead, in words that torch models and ONNX files share."""
 
-ONLY_QCFS = "train with bridge.QCFS instead; only QCFS has an exact spiking twin"
+ONLY_QCFS = "train with bridge.QCFS instead, which alone has an exact spiking twin; at the end of a model leave it out"
 BY_QCFS = "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune"
 BY_AVERAGE = (
     'use average pooling, as bridge.replace_activations(..., max_pool="avg") does, and fine-tune: the maximum of '
@@ -29,6 +29,9 @@ ENLARGES = (
     "no NIR node enlarges a map (NIR has neither a transposed convolution nor upsampling); "
     "keep the size that convolutions give it"
 )
+RESAMPLES = "no NIR node resamples a map; use a convolution with a stride, or average pooling"
+OUTSIDE = "it chooses by the data; do it with the network's output, outside the model"
+ONE_NUMBER = "the model returns one number for each image, [B]; return [B, 1]"
 REPEATS = "NIR pads with zeros alone, and this pads with values of the map itself; use zero padding"
 UNFLATTENS = "no NIR node makes a map of a vector; keep the map until the last layers"
 TURNS = (
@@ -57,3 +60,8 @@ DROPS = "it drops at inference too; pass training=self.training"
 EMBEDDING = "indices are no analog input; pass what the embedding gives to the model"
 RUNNING = "it keeps no running statistics; train with track_running_stats=True"
 NO_BATCH = "one image without a batch, or images without channels"
+NOT_REPEATED = (
+    "its forward gives another output when it is called again on the same images, as with random numbers, a counter, "
+    "or what catches every exception; make it depend on its input alone"
+)
+BATCH_SIZE = "its output depends on how many images are in the batch; leave the batch size out of the sums"

@@ -90,6 +90,8 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", a.name, (), {}) for a in required)]
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if not any(m is each for each in self.root.modules()):  # as a slice of a Sequential, made on the way
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -189,7 +191,7 @@ def _follow(
             graph = _follow_once(tracer, model)
         except Exception as error:
             why = (str(error).strip() or type(error).__name__).split("\n")[0]
-            if tracer.failed is None or tracer.failed in left:
+            if tracer.failed is None or tracer.failed in left or tracer.failed not in model.modules():
                 raise ConversionError(why) from error
             left[tracer.failed] = why
         else:

@@ -154,6 +154,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: Net(lambda x: kernel(F.pad(x, (1, 1, 1, 1), mode="reflect"))),
         lambda: Net(lambda x: kernel(F.pad(x, (1, 1, 1, 1)))),
     ),
+    "RESAMPLES": (
+        lambda: Net(lambda x: kernel(F.interpolate(x, scale_factor=0.5, mode="bicubic"))),
+        lambda: Net(lambda x: kernel(F.avg_pool2d(x, 2))),
+    ),
+    "OUTSIDE": (lambda: Net(lambda x: x.topk(2, 1)[0]), lambda: Net(same)),
+    "ONE_NUMBER": (
+        lambda: nn.Sequential(Net(same), nn.Linear(3, 1), nn.Flatten(0)),
+        lambda: nn.Sequential(Net(same), nn.Linear(3, 1)),
+    ),
+    "NOT_REPEATED": (lambda: Net(lambda x: x * torch.rand(1)), lambda: Net(lambda x: x * 0.5)),
+    "BATCH_SIZE": (lambda: Net(lambda x: x * len(x)), lambda: Net(lambda x: x * x.shape[1])),
     "UNEVEN": (
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 3))),
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 4))),

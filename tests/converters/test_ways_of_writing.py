@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,8 @@ SIGNALS: dict[str, Between] = {
     "addcmul": lambda net, x: torch.addcmul(net.mean, x, net.gain, value=2),
     "where": lambda net, x: torch.where(net.mean > 0.5, x, 2 * x),
     "masked": lambda net, x: x.masked_fill(net.mean > 0.5, 0.25),
+    "like a constant": lambda net, x: x * net.mean.to(x).expand_as(x),
+    "written over": lambda net, x: x + torch.zeros_like(x) + x.clone().zero_(),
     "a mask": lambda net, x: x * (torch.arange(256).view(4, 8, 8) % 3 > 0),
     "a mask and a value": lambda net, x: torch.where(net.mean > 0.5, x, 0.25),
     "constant channels": lambda net, x: torch.cat([x[:, :3], torch.ones_like(x[:, :1])], 1),
@@ -253,6 +256,67 @@ class Optional(Net):
 
 def test_optional_arguments():
     expect_same(Optional(lambda net, x: x).eval(), torch.rand(SHAPE))
+
+
+class Kept(Net):
+    """It keeps what it computes, and counts its calls."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, x: x)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.first(x)
+        self.calls += 1
+        return self.last(self.second(self.kept))
+
+
+def test_the_model_is_as_before(tmp_path):
+    model = Kept().eval()
+    bridge.convert(model, torch.rand(SHAPE))
+    assert not hasattr(model, "kept")
+    assert float(model.calls) == 0
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    copy.deepcopy(model)
+
+
+class Called(nn.Sequential):
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x * 0.5)
+
+
+def test_an_overridden_call_and_one_output_in_a_container():
+    class InDict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Called(nn.Linear(3, 4), QCFS(4, 0.5), nn.Linear(4, 2))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.net(x)}
+
+    model, x = InDict().eval(), torch.rand(5, 3)
+    network = bridge.convert(model, x)
+    assert network.ann is not None
+    torch.testing.assert_close(activations(network.ann, x)[2], model(x)["logits"].detach())
+    network = bridge.convert(model.net, x)
+    assert network.ann is not None
+    torch.testing.assert_close(activations(network.ann, x)[2], model.net(x).detach())
+
+
+def test_an_ensemble_of_vectors():
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.ModuleList(
+                nn.Sequential(nn.Linear(3, 4), QCFS(4, 0.5), nn.Linear(4, 2)) for _ in range(3)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([member(x) for member in self.members]).mean(axis=0)  # type: ignore[call-overload]
+
+    expect_same(Ensemble().eval(), torch.rand(5, 3))
 
 
 def test_names_are_the_users():

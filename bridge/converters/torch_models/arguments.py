@@ -48,7 +48,8 @@ def expect_batch(source: Any, dimensions: int) -> None:
 
 def bound(signature: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> SimpleNamespace:
     """A function call's arguments by name, with their defaults."""
-    renamed = {"input" if key == "self" else key: value for key, value in kwargs.items()}
+    other = {"self": "input", "axis": "dim", "keepdims": "keepdim", "train": "training"}
+    renamed = {other.get(key, key): value for key, value in kwargs.items()}
     bound = inspect.signature(signature).bind(*args, **renamed)
     bound.apply_defaults()
     return SimpleNamespace(**bound.arguments)

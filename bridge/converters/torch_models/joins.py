@@ -126,6 +126,8 @@ def _layouts(layers: LayerList, parts: Sequence[Part]) -> Iterator[Indices]:
         yield flat[None]
     if len(own) > 1:
         yield np.moveaxis(flat, -1, 0)
+    if len(own) > 1 and all(len(layers.shapes[term.origin]) == 1 for term, _, _ in parts):
+        yield flat.reshape(-1)
 
 
 def _concatenated(layers: LayerList, parts: Sequence[Part], layout: Indices, title: str) -> str:

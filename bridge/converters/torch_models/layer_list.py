@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from bridge.converters.index_tracing import Indices, layers_of, of_one_image
-from bridge.converters.remedies import IN_PLACE, MIXES_IMAGES, ONE_BIAS
+from bridge.converters.index_tracing import NOTHING, Indices, layers_of, of_one_image
+from bridge.converters.remedies import IN_PLACE, MIXES_IMAGES, ONE_BIAS, ONE_NUMBER
 from bridge.converters.torch_models.signals import Floats, Signal
 from bridge.errors import ConversionError, GraphError
-from bridge.graph import BatchNorm, ClipFloorShift, Input, Layer, Scale, Shape
-from bridge.simulate.ops import evaluate
+from bridge.graph import BatchNorm, ClipFloorShift, Input, Layer, Scale, Shape, aligned
+from bridge.simulate.ops import evaluate, parameter
 
 Result = TypeVar("Result")
 
@@ -64,6 +64,7 @@ class LayerList:
         self.shapes: dict[str, Shape] = {}
         self.outputs: dict[str, Tensor] = {}
         self.matrices: dict[str, str] = {}
+        self.precision = 0.0
         self._taken = {self.input, "output"}
         self._laid_out: dict[tuple[Any, ...], str] = {}
         self._start(self.input, images)
@@ -72,6 +73,17 @@ class LayerList:
     def batch(self) -> int:
         """Images in a batch."""
         return len(self.images)
+
+    def note_precision(self, value: Tensor) -> None:
+        """The model computes in the type of `value`: what it rounds is rounding from here on."""
+        if value.is_floating_point():
+            self.precision = max(self.precision, torch.finfo(value.dtype).eps)
+
+    def constant(self, value: Tensor) -> Signal:
+        """A signal that is a constant `value`."""
+        nothing = np.full(tuple(value.shape), NOTHING)
+        offset = value.detach().cpu().double().numpy().copy()
+        return Signal(self.input, self.whole(self.input), nothing, None, offset)
 
     def stand_in(self, value: Tensor) -> Signal:
         """A signal in the place of one that no layer makes, so that what follows can be looked at."""
@@ -107,7 +119,10 @@ class LayerList:
             output = evaluate(layer, *(self.outputs[source] for source in layer.inputs))
         if value is not None:
             value = value.detach().cpu().reshape(output.shape)
-            _expect(output, value, layer.levels if isinstance(layer, ClipFloorShift) else None)
+            edges = None
+            if isinstance(layer, ClipFloorShift):
+                edges = _edges(layer, self.outputs[layer.inputs[0]], self.precision)
+            self._expect(output, value, edges)
             output = value.clone()
         self.layers.append(layer)
         self.shapes[layer.name], self.outputs[layer.name] = shape, output
@@ -131,23 +146,41 @@ class LayerList:
         `value` is what the model computed. Raises `ConversionError` if no layers do this.
         """
         if signal.index is None and signal.plain:
-            _expect(self.outputs[signal.origin], value.detach().cpu(), None)
+            self._expect(self.outputs[signal.origin], value.detach().cpu())
             return signal.origin
         pattern = self.pattern(signal)
+        if len(signal.shape) == 1 and signal.shape[0] == self.batch:
+            raise ConversionError(ONE_NUMBER)
         if pattern is None:
             raise ConversionError(f"it reads {list(signal.shape)}: {MIXES_IMAGES}")
         gain = None if signal.gain is None else signal.gain[0]
         offset = None if signal.offset is None else signal.offset[0]
         name = self.trying(lambda: self.laid_out(signal, pattern, gain, offset))
-        _expect(self.outputs[name], value.detach().cpu(), None)
+        self._expect(self.outputs[name], value.detach().cpu())
         return name
 
     def check(self, signal: Signal, value: Tensor) -> None:
         """Raise `ConversionError` unless `signal` is what the model computed, `value`, but for rounding."""
         if signal.index is None and signal.plain:
-            _expect(self.outputs[signal.origin], value.detach().cpu(), None)
+            self._expect(self.outputs[signal.origin], value.detach().cpu())
             return
-        _expect(torch.from_numpy(signal.of(self.outputs[signal.origin])), value.detach().cpu(), None)
+        self._expect(torch.from_numpy(signal.of(self.outputs[signal.origin])), value.detach().cpu())
+
+    def _expect(self, actual: Tensor, value: Tensor, edges: Tensor | None = None) -> None:
+        """Raise `ConversionError` unless `actual` is what the model computed, `value`, but for rounding.
+
+        Where `edges` are given, a value at one of them may fall either way.
+        """
+        expected = value.reshape(actual.shape)
+        if expected.dtype in (torch.float16, torch.bfloat16):
+            expected = expected.float()
+        largest = float(expected.abs().max()) if expected.numel() else 0.0
+        difference = (actual - expected).abs_()
+        wrong = ~(difference <= max(1e-4, 16 * self.precision) * largest + 1e-6)
+        if edges is not None:
+            wrong &= ~edges
+        if bool(wrong.any()):
+            raise ConversionError(IN_PLACE)
 
     def pattern(self, signal: Signal) -> Indices | None:
         """Where the elements of one image come from, if the batch is first; else None."""
@@ -309,20 +342,7 @@ def _per_channel(values: Floats) -> bool:
     return bool((values.reshape(len(values), -1) == values.reshape(len(values), -1)[:, :1]).all())
 
 
-def _expect(actual: Tensor, value: Tensor, levels: int | None) -> None:
-    """Raise `ConversionError` unless `actual` is what the model computed, `value`, but for rounding.
-
-    Where `levels` are rounded to, a value on the edge between two of them may fall either way.
-    """
-    expected = value.reshape(actual.shape)
-    if expected.dtype in (torch.float16, torch.bfloat16):
-        expected = expected.float()
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    precision = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-    tolerance = max(1e-3, 8 * precision) * largest + 1e-6
-    difference = (actual - expected).abs_()
-    if expected.numel() == 0 or float(difference.max()) <= tolerance:
-        return
-    wrong = ~(difference <= tolerance)
-    if int(wrong.sum()) > (0.01 * wrong.numel() + 1 if levels is not None else 0):
-        raise ConversionError(IN_PLACE)
+def _edges(layer: ClipFloorShift, z: Tensor, precision: float) -> Tensor:
+    """Which inputs of `layer` lie at the edge between two levels, where rounding decides."""
+    level = z.double() * layer.levels / parameter(aligned(layer.threshold, z.dim() - 1), z.double()) + 0.5
+    return (level - level.round()).abs() <= torch.clamp(level.abs() * 16 * precision, min=1e-3)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from bridge.converters.remedies import OUT_OF_SIGHT
+from bridge.converters.remedies import BATCH_SIZE, NOT_REPEATED, OUT_OF_SIGHT
 from bridge.converters.torch_models.input_shape import random_images, remedy
-from bridge.converters.torch_models.tracer import StoppedError, Traced, Tracer
+from bridge.converters.torch_models.traced import Traced, traced_in
+from bridge.converters.torch_models.tracer import StoppedError, Tracer
 from bridge.errors import BridgeError, ConversionError, GraphError, InputError
 from bridge.graph import ClipFloorShift, LayerGraph, Shape
+from bridge.prepare.call_sites import undisturbed
 from bridge.prepare.inference import at_inference
 
 BATCH = 2
@@ -40,7 +45,10 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConversionError(f"{title} is on the meta device, where parameters have no values; load its weights first")
     tracer, result = _run(model, given, BATCH)
-    if isinstance(result, tuple | list | dict):
+    several = vars(result) if is_dataclass(result) and not isinstance(result, Tensor) else result
+    if isinstance(several, tuple | list | dict) and len(traced_in(several)) == 1 and len(several) == 1:
+        (result,) = traced_in(several)
+    elif isinstance(several, tuple | list | dict):
         raise ConversionError(f"{title}: forward returns several values; return the one output tensor")
     if isinstance(result, Tensor) and not isinstance(result, Traced) and bool(result.isnan().any()):
         raise ConversionError(f"{title} cannot be converted:\n  - its output: {OUT_OF_SIGHT}")
@@ -48,6 +56,7 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
         raise ConversionError(f"{title}: what forward returns does not depend on its input")
     if result.problems:
         raise _refusal(title, result.problems)
+    _check_repeats(model, tracer.layers.images, result.plain)
     try:
         last = tracer.layers.settled(result.signal, result.plain)
     except (ConversionError, GraphError) as error:
@@ -83,8 +92,8 @@ def _run(model: nn.Module, given: Shape, batch: int) -> tuple[Tracer, Any]:
     title = type(model).__name__
     tracer = Tracer(model, random_images(model, batch, given[1:]))
     try:
-        with at_inference(model), torch.no_grad(), _not_compiled(), tracer.following():
-            return tracer, tracer.module(model, (tracer.input(),), {})
+        with _as_it_is(model), tracer.following():
+            return tracer, model(tracer.input())
     except StoppedError as stop:
         raise _refusal(title, tracer.found | stop.problems) from stop
     except BridgeError as error:
@@ -98,6 +107,49 @@ def _run(model: nn.Module, given: Shape, batch: int) -> tuple[Tracer, Any]:
             f"example_input: the model does not accept images {list(given[1:])}, at {tracer.at}: "
             f"{error}{remedy(model, given)}"
         ) from error
+
+
+def _check_repeats(model: nn.Module, images: Tensor, output: Tensor) -> None:
+    """Raise `ConversionError` unless the `model` gives the same `output` again, and for an image alone.
+
+    Else it draws random numbers, counts its calls, or depends on the size of the batch: none of it could be followed.
+    """
+    with _as_it_is(model):
+        for seed in (torch.manual_seed, random.seed, np.random.seed):  # others than the first time
+            seed(1)
+        again = _only_tensor(model(images))
+        alone = None
+        with suppress(Exception):  # some models take batches of one size alone
+            alone = _only_tensor(model(images[:1]))
+    scale = float(output.abs().max()) + 1e-6
+    if again is None or again.shape != output.shape or bool(((again - output).abs() > 1e-3 * scale).any()):
+        raise ConversionError(f"{type(model).__name__} cannot be converted:\n  - {NOT_REPEATED}")
+    # Sums of one image may round otherwise, and an activation then fall to the next level.
+    if alone is None or alone.shape != output[:1].shape:
+        return
+    if float((alone - output[:1]).norm()) > 0.05 * float(output[:1].norm()) + 1e-6:
+        raise ConversionError(f"{type(model).__name__} cannot be converted:\n  - {BATCH_SIZE}")
+
+
+def _only_tensor(result: Any) -> Tensor | None:
+    values = vars(result) if is_dataclass(result) and not isinstance(result, Tensor) else result
+    values = list(values.values()) if isinstance(values, dict) else values
+    if isinstance(values, tuple | list) and len(values) == 1:
+        (values,) = values
+    return values if isinstance(values, Tensor) else None
+
+
+@contextmanager
+def _as_it_is(model: nn.Module) -> Iterator[None]:
+    """`model` at inference, without gradients or compiled functions; whatever running it changes in it is undone."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    try:
+        with undisturbed(model), at_inference(model), torch.no_grad(), _not_compiled():
+            yield
+    finally:
+        for buffer, before in buffers:
+            if not torch.equal(buffer, before):
+                buffer.data.copy_(before)
 
 
 def _not_compiled() -> AbstractContextManager[Any]:

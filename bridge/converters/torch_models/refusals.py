@@ -13,8 +13,10 @@ from bridge.converters.remedies import (
     LEAVE_OUT,
     NOT_AFFINE,
     ONLY_QCFS,
+    OUTSIDE,
     PRODUCT,
     QUANTISED,
+    RESAMPLES,
     THREE_DIMENSIONS,
     UNEVEN,
 )
@@ -36,6 +38,7 @@ REMEDIES: dict[str, str] = {
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), UNEVEN),
     "conv3d": THREE_DIMENSIONS,
     "dropout": DROPS,
+    **dict.fromkeys(("argmax", "argmin", "topk", "sort", "argsort"), OUTSIDE),
     "embedding": EMBEDDING,
 }
 """By function: why it becomes no layer, and what to do."""
@@ -43,8 +46,11 @@ REMEDIES: dict[str, str] = {
 MULTIPLIES = {"mul", "multiply", "rmul", "imul", "matmul", "bmm", "einsum", "mm", "div", "divide", "truediv", "addcmul"}
 
 
-def why_not(name: str, module: str, sources: int) -> str:
-    """Why the function of this `name`, called in a `module` on so many traced tensors, becomes no layer."""
+def why_not(name: str, module: str, sources: int, larger: bool) -> str:
+    """Why the function of this `name`, called in a `module` on so many traced tensors, becomes no layer.
+
+    `larger` says that its result is larger than they are.
+    """
     short = name.strip("_")
     if "dropout" in short:
         return DROPS
@@ -52,4 +58,6 @@ def why_not(name: str, module: str, sources: int) -> str:
         return PRODUCT
     if module.startswith(("MultiheadAttention", "TransformerEncoder")):
         return ATTENTION
+    if REMEDIES.get(name) == ENLARGES and not larger:
+        return RESAMPLES
     return REMEDIES.get(name) or REMEDIES.get(short) or NOT_AFFINE

@@ -28,7 +28,7 @@ from bridge.converters.torch_models.reductions import mean, total
 from bridge.converters.torch_models.signals import Signal
 from bridge.errors import ConversionError
 from bridge.graph import Add, BatchNorm, ClipFloorShift, Concat
-from bridge.prepare.qcfs import QCFS
+from bridge.prepare.qcfs import QCFS, SMALLEST_THRESHOLD
 
 Rule = Callable[[LayerList, str, Sequence[Any], dict[str, Any], Any], "Signal | None"]
 """From the layers so far, a name, the function's arguments and what it returned. None if no layer is needed for it."""
@@ -49,7 +49,7 @@ def add(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, An
 
 def cat(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
     """1×1 convolutions of zeros and ones, and a sum, since NIR joins signals by adding only."""
-    given = bound(of_cat, args, {"dim" if key == "axis" else key: each for key, each in kwargs.items()})
+    given = bound(of_cat, args, kwargs)
     if not all(map(is_traced, given.tensors)) or len(given.tensors) < 2 or given.dim not in (1, 1 - value.dim()):
         return None
     terms = [each.signal for each in given.tensors]
@@ -108,6 +108,7 @@ def activation(layers: LayerList, title: str, source: Any, qcfs: QCFS, value: Te
     values = array(qcfs.threshold, "threshold").reshape(-1)
     if not (values > 0).all():
         raise ConversionError(f"every threshold λ must be positive, got {values.min():g}; retrain or set it")
+    values = np.maximum(values, SMALLEST_THRESHOLD)  # as QCFS holds it
     name, index = layers.somewhere(source.signal, source.plain)
     if len(values) > 1 and index is not None:
         shape = tuple(value.shape)
@@ -142,7 +143,7 @@ SHORT_CUTS: dict[str, Rule] = {
 FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     "linear": linear,
-    **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "inner"), matmul),
+    **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv"), matmul),
     "addmm": addmm,
     "einsum": einsum,
     "batch_norm": batch_norm,

@@ -7,10 +7,9 @@ protocol), is carried out on plain tensors, and becomes layers or a change of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -32,7 +31,23 @@ from bridge.converters.torch_models.measuring import measure, measure_matrix
 from bridge.converters.torch_models.recognise import recognise
 from bridge.converters.torch_models.refusals import REMEDIES, why_not
 from bridge.converters.torch_models.signals import Signal
-from bridge.errors import ConversionError, GraphError
+from bridge.converters.torch_models.traced import (
+    Traced,
+    bases,
+    changed_in_place,
+    computed,
+    has_levels,
+    has_tensors,
+    holds_nan,
+    mapped,
+    name_of,
+    on_numbers,
+    plain,
+    problems_of,
+    replaced,
+    traced_in,
+)
+from bridge.errors import BridgeError, ConversionError, GraphError
 from bridge.prepare.adapters import as_qcfs, is_activation
 from bridge.prepare.qcfs import QCFS
 
@@ -81,74 +96,6 @@ MOVES = {
 """Functions known to move data and to do no more. What is in none of these lists is measured."""
 
 
-class Traced(Tensor):
-    """A tensor that depends on the input: ``plain`` holds its values, ``signal`` what it is made of; its own are NaN.
-
-    ``problems`` says what on the way has no spiking form; its signal then starts anew behind that. ``recipe`` is how it
-    was computed, where that was element by element; ``pending`` whether it may become a QCFS yet.
-    """
-
-    tracer: Tracer
-    plain: Tensor
-    signal: Signal
-    problems: dict[str, None]
-    recipe: tuple[Callable[..., Any], list[Traced]] | None
-    pending: bool
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        return traced_in((args, kwargs))[0].tracer.call(func, args, kwargs)
-
-
-def traced_in(value: Any) -> list[Traced]:
-    """The traced tensors in nested tuples, lists and dicts, each once."""
-    found: dict[int, Traced] = {}
-
-    def look(value: Any) -> None:
-        if isinstance(value, Traced):
-            found[id(value)] = value
-        elif isinstance(value, tuple | list):
-            for each in value:
-                look(each)
-        elif isinstance(value, dict):
-            look(list(value.values()))
-
-    look(value)
-    return list(found.values())
-
-
-def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with `change` made of every tensor in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(each, change) for each in value))
-    if isinstance(value, tuple | list):
-        made = [mapped(each, change) for each in value]
-        return made if isinstance(value, list) else tuple(made)
-    if isinstance(value, dict):
-        return {key: mapped(each, change) for key, each in value.items()}
-    return value
-
-
-def plain(value: Any) -> Any:
-    """`value` with plain tensors in the place of traced ones."""
-    return mapped(value, lambda each: each.plain if isinstance(each, Traced) else each)
-
-
-def name_of(function: Any) -> str:
-    """``add`` for torch.add, Tensor.add and torch.ops.aten.add.Tensor; the name of a property."""
-    name = str(getattr(function, "__name__", type(function).__name__))
-    if name == "__get__":
-        return str(getattr(function.__self__, "__name__", name))
-    if name.startswith("batch_norm") and not isinstance(function, FunctionType):
-        return "torch.batch_norm"  # F.batch_norm takes the same arguments in another order
-    return name.partition(".")[0]
-
-
 class StoppedError(Exception):
     """The model cannot be run further. ``problems`` says why."""
 
@@ -178,6 +125,7 @@ class Tracer:
         """`value`, traced."""
         # What gets round this class, as TorchScript does, computes NaN, and is noticed.
         result = torch.full((), float("nan")).expand(value.shape).as_subclass(Traced)
+        self.layers.note_precision(value)
         result.tracer, result.plain, result.signal, result.problems = self, value, signal, problems
         result.recipe, result.pending = None, False
         return result
@@ -200,10 +148,11 @@ class Tracer:
 
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a `module` with its hooks, but neither compiled nor spread over devices; an activation as a whole."""
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            return module.module(*args, **kwargs)
-        if isinstance(getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
-            return module._orig_mod(*args, **kwargs)  # type: ignore[operator]
+        if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel) and not _has_hooks(module):
+            return module.module(*args, **kwargs)  # type: ignore[operator]
+        original = getattr(module, "_orig_mod", None)  # of what torch.compile returns
+        if isinstance(original, nn.Module) and not _has_hooks(module):
+            return original(*args, **kwargs)
         self._stack.append(module)
         self.at = self._where()
         try:
@@ -236,23 +185,30 @@ class Tracer:
         self.at = self._where(name)
         sources = traced_in((args, kwargs))
         if name in READS_DATA:
-            for problem in _problems_of(sources):  # what was read is of no other use
+            for problem in problems_of(sources):  # what was read is of no other use
                 self.found.pop(problem, None)
             raise StoppedError({f"{self.at}: {DEPENDS_ON_DATA}": None})
-        changed = _changed_in_place(name, args, kwargs)
+        changed = changed_in_place(name, args, kwargs)
         if changed is None:
             value = function(*plain(args), **plain(kwargs))
-            return self._noted(name, function, args, kwargs, sources, value) if _has_tensors(value) else value
+            return self._noted(name, function, args, kwargs, sources, value) if has_tensors(value) else value
         if not isinstance(changed, Traced):
             raise StoppedError({f"{self.at}: {WRITES}": None})
 
         def apart(*args: Any, **kwargs: Any) -> Any:
             function(*args, **kwargs)
-            return _changed_in_place(name, args, kwargs)
+            return changed_in_place(name, args, kwargs)
 
+        before = self.traced(changed.plain.clone(), changed.signal, changed.problems)
+        before.recipe, before.pending = changed.recipe, changed.pending
         function(*plain(args), **plain(kwargs))
+        args, kwargs = replaced(args, changed, before), replaced(kwargs, changed, before)
+        sources = [before if each is changed else each for each in sources]
         result = self._noted(name, apart, args, kwargs, sources, changed.plain, in_place=True)
+        if not isinstance(result, Traced):  # a constant has been written over all of it
+            result = self.traced(changed.plain, self.layers.constant(changed.plain), {})
         changed.signal, changed.problems = result.signal, result.problems
+        changed.recipe, changed.pending = result.recipe, result.pending
         return changed
 
     def _noted(
@@ -266,35 +222,50 @@ class Tracer:
         in_place: bool = False,
     ) -> Any:
         """`value`, the result of a `function`, traced."""
-        problems = _problems_of(sources)
-        on_numbers = _on_numbers(function, args, kwargs, sources)
+        problems = problems_of(sources)
+        again = on_numbers(function, args, kwargs, sources)
         try:
-            if name in SAME_VALUES and value.is_floating_point():
-                result = self.traced(value, sources[0].signal, problems)
-                result.recipe, result.pending = (lambda number: number, sources[:1]), sources[0].pending
+            own = args[0] if args else kwargs.get("input", kwargs.get("self"))
+            if name in SAME_VALUES and isinstance(own, Traced) and value.is_floating_point():
+                result = self.traced(value, own.signal, own.problems)
+                result.recipe, result.pending = (lambda number: number, [own]), own.pending
                 return result
-            if name in MOVES and len(sources) == 1 and not in_place and isinstance(value, Tensor | tuple | list):
-                return self._moved(function, args, kwargs, sources[0], value)
+            moves = name in MOVES and not in_place and isinstance(value, Tensor | tuple | list)
+            if moves and isinstance(own, Traced):
+                return self._moved(function, plain(args, own), plain(kwargs, own), own, value)
             pending = any(source.pending for source in sources)
             rule = rules.FUNCTIONS.get(name) or (None if pending else rules.SHORT_CUTS.get(name))
             rule = None if in_place else rule
-            signal = rule(self.layers, self._title(name), args, kwargs, value) if rule is not None else None
+            signal = self._ruled(rule, name, args, kwargs, value) if rule is not None else None
             if signal is not None:
                 return self.traced(value, signal, problems)
-            result = self._measured(name, on_numbers, sources, value)
+            result = self._measured(name, again, sources, value)
         except (ConversionError, GraphError) as error:
-            why = OUT_OF_SIGHT if _holds_nan((args, kwargs)) else str(error)
+            why = OUT_OF_SIGHT if holds_nan((args, kwargs)) else str(error)
             result, pending = self._refused(why, value, problems), True
         if not isinstance(result, Traced) or any(source.plain.shape != result.plain.shape for source in sources):
             return result
-        result.recipe, result.pending = (on_numbers, sources), pending
+        result.recipe, result.pending = (again, sources), pending
         found = self._recognised(result) if pending else None
         return result if found is None else found
 
+    def _ruled(
+        self, rule: rules.Rule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+    ) -> Signal | None:
+        """What `rule` makes of the function of this `name`; None if its arguments have another form."""
+        try:
+            return rule(self.layers, self._title(name), args, kwargs, value)
+        except BridgeError:
+            raise
+        except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+            return None
+
     def _recognised(self, value: Traced) -> Traced | None:
         """A QCFS, if that is what the operations since one of the tensors before `value` computed."""
-        for base in _bases(value):
-            qcfs = recognise(partial(_computed, value, base), tuple(value.plain.shape))
+        if not has_levels(value.plain):
+            return None
+        for base in bases(value):
+            qcfs = recognise(partial(computed, value, base), tuple(value.plain.shape))
             if qcfs is None:
                 continue
             try:
@@ -317,7 +288,7 @@ class Tracer:
         several = isinstance(value, tuple | list)
 
         def move(numbers: Tensor) -> list[Tensor]:
-            moved = function(*_replaced(args, source, numbers), **_replaced(kwargs, source, numbers))
+            moved = function(*replaced(args, source, numbers), **replaced(kwargs, source, numbers))
             return list(moved) if several else [moved]
 
         signals = source.signal.moved(move, self._title(name_of(function)))
@@ -325,19 +296,20 @@ class Tracer:
         results = [self.traced(*each, source.problems) for each in zip(values, signals, strict=True)]
         return type(value)(results) if several else results[0]
 
-    def _measured(self, name: str, on_numbers: Callable[..., Any], sources: list[Traced], value: Any) -> Any:
+    def _measured(self, name: str, again: Callable[..., Any], sources: list[Traced], value: Any) -> Any:
         """What comes of a function that takes no more than sums and multiples of data, found by measuring it."""
-        problems = _problems_of(sources)
+        problems = problems_of(sources)
         values = list(value) if isinstance(value, tuple | list) else [value]
         title = self._title(name)
-        found = measure(on_numbers, [tuple(source.plain.shape) for source in sources])
+        found = measure(again, [tuple(source.plain.shape) for source in sources])
         if found is None or len(found) != len(values):
             why = REMEDIES.get(name, AS_MATRIX)
             matrix = None
             if len(sources) == len(values) == 1 and why != ENLARGES:
-                matrix = measure_matrix(on_numbers, sources[0].plain.shape)
+                matrix = measure_matrix(again, sources[0].plain.shape)
             if matrix is None:
-                raise ConversionError(why_not(name, self._kind(), len(sources)))
+                larger = any(values[0].numel() > source.plain.numel() for source in sources)
+                raise ConversionError(why_not(name, self._kind(), len(sources), larger))
             return self.traced(value, by_matrix(self.layers, title, sources[0], matrix, value, why), problems)
         results: list[Tensor] = []
         for each, (parts, offset) in zip(values, found, strict=True):
@@ -392,90 +364,5 @@ class Tracer:
         return f"{function.strip('_')} in {shown}" if shown else function.strip("_")
 
 
-def _changed_in_place(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The argument that a function of this name writes into; None if there is none."""
-    if kwargs.get("out") is not None:
-        return kwargs["out"]
-    writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    if writes or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__", "__iter__")):
-        return args[0] if args else kwargs.get("input", kwargs.get("self"))
-    return (args[0] if args else kwargs.get("input")) if kwargs.get("inplace") is True else None
-
-
-def _on_numbers(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: list[Traced]
-) -> Callable[..., Any]:
-    """`function` with these arguments, of float64 tensors in the place of `sources`."""
-    options = {key: each for key, each in kwargs.items() if key != "dtype"}
-
-    def on_numbers(*numbers: Tensor) -> Any:
-        new = {id(source): number for source, number in zip(sources, numbers, strict=True)}
-
-        def change(each: Tensor) -> Tensor:
-            if id(each) in new:
-                return new[id(each)]
-            each = each.detach().cpu()
-            return each.double() if each.is_floating_point() else each
-
-        return function(*mapped(args, change), **mapped(options, change))
-
-    return on_numbers
-
-
-def _bases(value: Traced) -> list[Traced]:
-    """The tensors from which alone `value` was computed element by element, the last one first."""
-    order: list[Traced] = []
-
-    def visit(each: Traced) -> None:
-        if not any(each is other for other in order):
-            for source in each.recipe[1] if each.recipe else ():
-                visit(source)
-            order.append(each)
-
-    visit(value)
-    settled = [each for each in order if not each.pending]
-    return settled[::-1]
-
-
-def _computed(value: Traced, base: Traced, numbers: Tensor) -> Tensor:
-    """What `value` would be if `base` were `numbers`."""
-    known: dict[int, Any] = {id(base): numbers}
-
-    def compute(each: Traced) -> Any:
-        if id(each) not in known:
-            if each.recipe is None:
-                known[id(each)] = each.plain.detach().cpu().double()
-            else:
-                function, sources = each.recipe
-                known[id(each)] = function(*(compute(source).clone() for source in sources))
-        return known[id(each)]
-
-    result: Tensor = compute(value)
-    return result
-
-
-def _replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    return mapped(value, lambda each: new if each is old else each)
-
-
-def _has_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, tuple | list) and any(isinstance(each, Tensor) for each in value)
-    )
-
-
-def _holds_nan(arguments: Any) -> bool:
-    """Whether one of the constants among the `arguments` of a function is NaN."""
-    found: list[bool] = []
-
-    def look(each: Tensor) -> None:
-        if not isinstance(each, Traced) and each.is_floating_point():
-            found.append(bool(each.isnan().any()))
-
-    mapped(arguments, look)
-    return any(found)
-
-
-def _problems_of(sources: Sequence[Traced]) -> dict[str, None]:
-    """All problems on the way to `sources`, in order."""
-    return {problem: None for source in sources for problem in source.problems}
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
