@@ -356,7 +356,9 @@ def convert(
         )
     with neutral():
         if isinstance(model, ExportedProgram):
-            ann = torch_model.capture_exported(model)
+            told = example_input is not None or input_shape is not None
+            given = _given_shape(nn.Module(), example_input, input_shape) if told else None
+            ann = torch_model.capture_exported(model, given)
         elif isinstance(model, nn.Module):
             ann = torch_model.capture(model, _given_shape(model, example_input, input_shape))
         elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):

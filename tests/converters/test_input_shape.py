@@ -133,3 +133,17 @@ def test_the_schedule():
         bridge.convert(model, schedule="later")
     with pytest.raises(InputError, match="steps: the plain schedule has no number of steps"):
         bridge.convert(model, steps=8)
+
+
+def test_exported_programs():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), QCFS(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5)).eval()
+    fixed = torch.export.export(model, (torch.rand(1, 3, 9, 9),))
+    assert shape(bridge.convert(fixed)) == (3, 9, 9)
+    with pytest.raises(InputError, match=r"takes images \[3, 9, 9\], got \[3, 8, 9\]"):
+        bridge.convert(fixed, torch.rand(2, 3, 8, 9))
+    sizes = {name: torch.export.Dim(name, min=4, max=64) for name in ("batch", "height", "width")}
+    dynamic = {0: sizes["batch"], 2: sizes["height"], 3: sizes["width"]}
+    anything = torch.export.export(model, (torch.rand(5, 3, 9, 10),), dynamic_shapes=(dynamic,), strict=False)
+    with pytest.raises(InputError, match="images of any size; pass one"):
+        bridge.convert(anything)
+    assert shape(bridge.convert(anything, input_shape=(3, 12, 8))) == (3, 12, 8)

@@ -74,17 +74,35 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
     return graph
 
 
-def capture_exported(program: ExportedProgram) -> LayerGraph:
+def capture_exported(program: ExportedProgram, given: Shape | None) -> LayerGraph:
     """The layers of what torch.export made of a model, on images of the shape that it was exported with.
 
-    Raises `ConversionError` as `capture`, or if it takes more than one input.
+    Where that leaves sizes open, they are those of `given` ``[B, ...]``, if there is one.
+
+    Raises:
+        ConversionError: as `capture`, or it takes more than one input.
+        InputError: its input has other sizes than `given`, or open ones and none are given.
     """
     names = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(nodes) != 1 or not isinstance(nodes[0].meta.get("val"), Tensor):
         raise ConversionError(f"the exported program takes {len(nodes)} inputs; a network takes exactly one tensor")
-    sizes = [each if isinstance(each, int) else BATCH for each in nodes[0].meta["val"].shape]
-    return capture(program.module(), tuple(sizes))
+    batch, *sizes = nodes[0].meta["val"].shape
+    wanted = [size if isinstance(size, int) else None for size in sizes]
+    found = wanted if given is None else given[1:]
+    if given is not None and (
+        len(found) != len(wanted) or any(w not in (None, f) for w, f in zip(wanted, found, strict=True))
+    ):
+        shown = ", ".join("any" if w is None else str(w) for w in wanted)
+        raise InputError(f"example_input: the exported program takes images [{shown}], got {list(found)}")
+    if None in found:
+        raise InputError(
+            "convert: the exported program takes images of any size; pass one: "
+            "convert(program, input_shape=(3, 32, 32)), or an example_input"
+        )
+    if not isinstance(batch, int):  # one that is known to be taken
+        batch = program.example_inputs[0][0].shape[0] if program.example_inputs else BATCH
+    return capture(program.module(), (batch, *(int(each or 0) for each in found)))
 
 
 def _run(model: nn.Module, given: Shape, batch: int) -> tuple[Tracer, Any]:
