@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.converters import remedies
 from bridge.converters.torch_models import rules
-from bridge.converters.torch_models.refusals import MULTIPLIES, REMEDIES
+from bridge.converters.torch_models.refusals import PRODUCTS, REMEDIES
 from bridge.converters.torch_models.tracer import MOVES, READS_DATA, SAME_VALUES
 
 PAGE = Path(__file__).resolve().parent / "conversion.md"
@@ -80,7 +80,7 @@ def refused() -> str:
     for name, reason in REMEDIES.items():
         by_reason.setdefault(reason, []).append(name)
     rows = [(_shown(names), reason) for reason, names in by_reason.items()]
-    rows.append((f"{_shown(sorted(MULTIPLIES))} of two signals", remedies.PRODUCT))
+    rows.append((f"{_shown(sorted(PRODUCTS))} of two signals", remedies.PRODUCT))
     rows.append((f"{_shown(sorted(READS_DATA))} and tests on what they return", remedies.DEPENDS_ON_DATA))
     rows += WHATEVER_IT_IS_CALLED.items()
     return _table(("function, or what it does", "why, and what to do"), rows)

@@ -58,7 +58,9 @@ QUANTISED = "it computes with quantised weights; pass the float model, and quant
 THREE_DIMENSIONS = "NIR has no convolution in three dimensions; use Conv1d or Conv2d"
 DROPS = "it drops at inference too; pass training=self.training"
 EMBEDDING = "indices are no analog input; pass what the embedding gives to the model"
-RUNNING = "it keeps no running statistics; train with track_running_stats=True"
+RUNNING = (
+    "it keeps no running statistics, or does not use them; train with track_running_stats=True, and export in eval mode"
+)
 NO_BATCH = "one image without a batch, or images without channels"
 NOT_REPEATED = (
     "its forward gives another output when it is called again on the same images, as with random numbers, a counter, "

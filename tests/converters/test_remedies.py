@@ -189,7 +189,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: Net(lambda x: x - x.mean(0)),
         lambda: Net(lambda x: x.mean((2, 3)) - x.flatten(2).mean(2)[:, [1]]),
     ),
-    "NOT_AFFINE": (lambda: Net(lambda x: x**2), lambda: Net(QCFS(4))),
+    "NOT_AFFINE": (lambda: Net(torch.special.erf), lambda: Net(QCFS(4))),
     "SCRIPTED": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity())), lambda: Net(same)),
     "OUT_OF_SIGHT": (
         lambda: Net(lambda x: x + torch.jit.script(doubled)(x).mean()),

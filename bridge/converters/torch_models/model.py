@@ -52,6 +52,8 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
         raise ConversionError(f"{title}: forward returns several values; return the one output tensor")
     if isinstance(result, Tensor) and not isinstance(result, Traced) and bool(result.isnan().any()):
         raise ConversionError(f"{title} cannot be converted:\n  - its output: {OUT_OF_SIGHT}")
+    if not isinstance(result, Tensor):
+        raise ConversionError(f"{title}: forward returns {type(result).__name__}; return the one output tensor")
     if not isinstance(result, Traced):
         raise ConversionError(f"{title}: what forward returns does not depend on its input")
     if result.problems:

@@ -43,7 +43,8 @@ REMEDIES: dict[str, str] = {
 }
 """By function: why it becomes no layer, and what to do."""
 
-MULTIPLIES = {"mul", "multiply", "rmul", "imul", "matmul", "bmm", "einsum", "mm", "div", "divide", "truediv", "addcmul"}
+PRODUCTS = {"mul", "multiply", "rmul", "imul", "div", "divide", "truediv", "rdiv", "pow", "square", "addcmul"}
+SUMS_OF_PRODUCTS = {"matmul", "bmm", "einsum", "mm", "tensordot", "bilinear", "inner", "outer", "baddbmm"}
 
 
 def why_not(name: str, module: str, sources: int, larger: bool) -> str:
@@ -54,7 +55,7 @@ def why_not(name: str, module: str, sources: int, larger: bool) -> str:
     short = name.strip("_")
     if "dropout" in short:
         return DROPS
-    if sources > 1 and short in MULTIPLIES:
+    if short in PRODUCTS or (sources > 1 and short in SUMS_OF_PRODUCTS):
         return PRODUCT
     if module.startswith(("MultiheadAttention", "TransformerEncoder")):
         return ATTENTION

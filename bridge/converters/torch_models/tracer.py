@@ -53,7 +53,7 @@ from bridge.prepare.qcfs import QCFS
 
 READS_DATA = {
     *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "item", "tolist"),
-    *("numpy", "is_nonzero", "equal", "allclose", "__reduce_ex__", "__deepcopy__", "__dlpack__"),
+    *("numpy", "is_nonzero", "equal", "allclose", "__reduce_ex__", "__dlpack__"),
 }
 """Functions that hand the data to Python, which may then do anything with them."""
 
@@ -180,6 +180,8 @@ class Tracer:
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out a torch `function` of which some arguments are traced."""
         name = name_of(function)
+        if name == "__deepcopy__":
+            return self.call(torch.clone, args[:1], {})
         if name == "__iter__":
             return iter(self.call(torch.unbind, args, {}))
         self.at = self._where(name)
