@@ -87,7 +87,7 @@ def _repeats(index: Indices, shape: Shape) -> bool:
         return False
     whole = np.arange(math.prod(shape)).reshape(shape)
     more = [out - size for out, size in zip(index.shape[1:], shape[1:], strict=True)]
-    if min(more) < 0 or not any(more):
+    if min(more) < 0 or not any(more) or any(m >= size for m, size in zip(more, shape[1:], strict=True)):
         return False
     for before in itertools.product(*(range(each + 1) for each in more)):
         part = tuple(slice(at, at + size) for at, size in zip(before, shape[1:], strict=True))
