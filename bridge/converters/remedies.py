@@ -66,4 +66,3 @@ NOT_REPEATED = (
     "its forward gives another output when it is called again on the same images, as with random numbers, a counter, "
     "or what catches every exception; make it depend on its input alone"
 )
-BATCH_SIZE = "its output depends on how many images are in the batch; leave the batch size out of the sums"

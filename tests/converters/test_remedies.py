@@ -164,7 +164,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: nn.Sequential(Net(same), nn.Linear(3, 1)),
     ),
     "NOT_REPEATED": (lambda: Net(lambda x: x * torch.rand(1)), lambda: Net(lambda x: x * 0.5)),
-    "BATCH_SIZE": (lambda: Net(lambda x: x * len(x)), lambda: Net(lambda x: x * x.shape[1])),
     "UNEVEN": (
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 3))),
         lambda: Net(lambda x: kernel(F.adaptive_avg_pool2d(x, 4))),
