@@ -35,9 +35,11 @@ from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.lower_concat import lower_concat
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
+from bridge.passes.stage import stage, with_levels
 from bridge.passes.to_float32 import to_float32
 from bridge.records import SpikeRecord
 from bridge.simulate import reference
+from bridge.simulate.counts import from_counts
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.images import checked
@@ -69,6 +71,8 @@ class SpikingNetwork:
     def __repr__(self) -> str:
         shapes = self.graph.shapes
         kind = "whole numbers, " if self.graph.integer else ""
+        if self.latency is not None:
+            kind += f"staged, {self.latency} steps, "
         return (
             f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
             f"{len(self.graph.spiking)} spiking layers, {self.graph.neurons} neurons)"
@@ -78,6 +82,27 @@ class SpikingNetwork:
     def layers(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order; the keys of every `bridge.SpikeRecord` of this network."""
         return self.graph.spiking
+
+    @property
+    def latency(self) -> int | None:
+        """Steps after which a staged network's output is its ANN's; None of a plain one, which has an output at any."""
+        return self.graph.latency
+
+    def _steps(self, steps: int | None) -> int:
+        """`steps`, or the latency if they are left out. Raises `InputError` for none, or too few."""
+        if self.latency is None:
+            return positive(steps, "steps")
+        if steps is not None and positive(steps, "steps") < self.latency:
+            raise InputError(
+                f"steps: this staged network's output is complete after {self.latency} steps, got {steps}; leave steps "
+                "out, or convert with fewer steps per layer: convert(..., schedule='staged', steps=T)"
+            )
+        return self.latency if steps is None else int(steps)
+
+    def _expect_plain(self, what: str, instead: str) -> None:
+        """Raise `InputError` for what has no meaning in a staged network."""
+        if self.latency is not None:
+            raise InputError(f"{what}: this network is staged; {instead}")
 
     def to_nir(self, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None) -> nir.NIRGraph:
         """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written.
@@ -92,6 +117,8 @@ class SpikingNetwork:
         """
         if neuron not in ("exact", "if"):
             raise InputError(f'neuron: expected "exact" or "if", got {neuron!r}')
+        if neuron == "if":
+            self._expect_plain('neuron="if"', 'nir.IF fires at any step; convert with schedule="plain" for it')
         graph = ours.to_nir(self.graph, neuron)
         if neuron == "if":
             images = None if measured_on is None else checked(self.graph, measured_on)
@@ -145,6 +172,7 @@ class SpikingNetwork:
             InputError: an argument is not as above, or the network is in whole numbers: calibrate first.
             ConversionError: the network was read from a file, which holds no ANN.
         """
+        self._expect_plain("calibrate", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("calibrate")
         x, steps = checked(self.graph, data, "data"), positive(steps, "steps")
         fitted = best_fit(self.graph, ann, x, steps, kinds)
@@ -165,6 +193,7 @@ class SpikingNetwork:
             InputError: an argument is not as above, or the network is in whole numbers.
             ConversionError: the network was read from a file, which holds no ANN.
         """
+        self._expect_plain("time_biased", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("time_biased")
         return time_biased(self.graph, ann, checked(self.graph, data, "data"), positive(steps, "steps"))
 
@@ -209,6 +238,7 @@ class SpikingNetwork:
         """
         if self.graph.integer:
             raise InputError("quantize: this network is in whole numbers already; quantize the one it was made from")
+        self._expect_plain("quantize", 'only plain networks are quantized yet: convert with schedule="plain"')
         check_arguments(weight_bits, scheme)
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
@@ -228,19 +258,22 @@ class SpikingNetwork:
         return self.grid.encode(checked(self.graph, x, as_pixels=False))
 
     @neutral()
-    def run(self, x: Tensor | NDArray[Any], steps: int) -> SpikeRecord:
+    def run(self, x: Tensor | NDArray[Any], steps: int | None = None) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
 
+        A staged network takes at least its `latency`, which is what it takes if `steps` are left out.
+
         Raises:
-            InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1.
+            InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1, or
+                below a staged network's latency.
         """
-        return reference.run(self.graph, checked(self.graph, x), positive(steps, "steps"))
+        return reference.run(self.graph, checked(self.graph, x), self._steps(steps))
 
     @neutral()
     def simulate(
         self,
         x: Tensor | NDArray[Any],
-        steps: int,
+        steps: int | None = None,
         *,
         record: bool = False,
         until: str | None = None,
@@ -253,10 +286,11 @@ class SpikingNetwork:
         A network in whole numbers runs in int8 arithmetic where it is exact, and gives the very spikes of `run`. One of
         floats gives them but for float ties, since its sums are added in another order. ``torch.get_num_threads()``
         threads are used. The first call packs the weights, and compiles a loop if numba is there (docs/speed.md).
+        A staged network is computed from its spike counts: each layer's weights are applied once.
 
         Args:
             x: as for `run`, whatever the number of images: they are taken some at a time.
-            steps: T, at least 1.
+            steps: T, at least 1; as for `run`.
             record: keep every spike, as a `bridge.SpikeRecord`; T · N / 8 bytes an image.
             until: None, or "stable": an image ends once its largest output has been the same for `patience` steps. Its
                 output stays what it was then; ``Simulation.steps`` tells when. Fewer steps on average, at some cost in
@@ -269,12 +303,16 @@ class SpikingNetwork:
             InputError: as in `run`; or an argument is not as above; or there is no such device here; or a potential of
                 a network in whole numbers passes 2^24, beyond which the arithmetic is not exact.
         """
-        x, steps = checked(self.graph, x), positive(steps, "steps")
+        x, steps = checked(self.graph, x), self._steps(steps)
         if until not in (None, "stable"):
             raise InputError(f'until: expected None or "stable", got {until!r}')
         if until and record:
             raise InputError("record: an image that ends early has no further spikes to keep; leave out `until`")
         memory, patience = positive(memory, "memory"), positive(patience, "patience")
+        if until:
+            self._expect_plain('until="stable"', "its output is there after its latency, and not before")
+        if self.latency is not None:
+            return from_counts(self.graph, x, steps, record=record, memory=memory, device=usable_device(device))
         where = str(device)
         if where not in self._engines:
             self._engines[where] = Engine(self.graph, usable_device(device))
@@ -285,7 +323,7 @@ class SpikingNetwork:
     def validate(
         self,
         x: Tensor | NDArray[Any],
-        steps: int,
+        steps: int | None = None,
         backends: Sequence[str | Backend] | None = None,
         *,
         labels: Tensor | NDArray[Any] | Sequence[int] | None = None,
@@ -296,7 +334,7 @@ class SpikingNetwork:
 
         Args:
             x: images ``[B, *input]``, float; held constant over time.
-            steps: T, at least 1.
+            steps: T, at least 1; as for `run`.
             backends: names, such as ``["spikingjelly", "snntorch", "lava"]``, or `exporters.base.Backend` objects.
                 Default: all that are usable here and can run this network exactly.
             labels: true classes ``[B]``, for accuracies.
@@ -313,7 +351,7 @@ class SpikingNetwork:
             ValidationError: a backend's record does not fit the network.
         """
         return backend_runs.validate(
-            self.graph, self.ann, x, steps, backends, labels=labels, images=images, executor=executor
+            self.graph, self.ann, x, self._steps(steps), backends, labels=labels, images=images, executor=executor
         )
 
 
@@ -338,8 +376,12 @@ def convert(
         input_shape: the shape of one image instead, such as (3, 32, 32). Neither is needed where the model tells its
             input's shape: by a first layer that is linear, by a linear layer that images of one square size alone fit,
             or by an attribute ``input_shape``, as the zoo's networks have.
-        schedule: when neurons fire. "plain", the only one: at every step at which they reach their threshold.
-        steps: None. The plain schedule has no number of steps of its own: `SpikingNetwork.run` takes it.
+        schedule: when neurons fire. "plain": at every step at which they reach their threshold; the output nears the
+            ANN's with the number of steps. "staged": each layer in a window of its own, once its input is complete;
+            every activation of the ANN comes out as its spike count, after `SpikingNetwork.latency` steps
+            (docs/staged.md).
+        steps: for "staged", the steps of each layer's window, which make it a QCFS of so many levels; None: each layer's
+            own L. The plain schedule has none: `SpikingNetwork.run` takes its number.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.
@@ -347,13 +389,14 @@ def convert(
         InputError: the model does not accept such images, or does not tell their shape; or another argument is not as
             above.
     """
-    if schedule != "plain":
-        raise InputError(f'schedule: expected "plain", got {schedule!r}')
-    if steps is not None:
+    if schedule not in ("plain", "staged"):
+        raise InputError(f'schedule: expected "plain" or "staged", got {schedule!r}')
+    if schedule == "plain" and steps is not None:
         raise InputError(
             f"steps: the plain schedule has no number of steps of its own, got {steps!r}; "
             "pass it to run, simulate or validate"
         )
+    steps = None if steps is None else positive(steps, "steps")
     with neutral():
         if isinstance(model, ExportedProgram):
             told = example_input is not None or input_shape is not None
@@ -367,6 +410,9 @@ def convert(
             came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
             raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
         ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
+        if schedule == "staged":
+            ann = with_levels(ann, steps)
+            return SpikingNetwork(stage(lower_concat(fold_batch_norm(ann))), ann)
         return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
 
 

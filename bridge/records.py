@@ -22,6 +22,8 @@ Spikes = NDArray[np.bool_]
 
 FORMAT = 1
 """Of a saved record; it changes when a reader of an older one would misunderstand it."""
+SUMMED_FORMAT = 2
+"""Of a saved record whose output is a sum."""
 LARGEST_RATIO = 1100
 """More than deflate can shrink anything (1032 times): a file that declares more holds less than it says."""
 
@@ -32,7 +34,8 @@ class SpikeRecord:
 
     ``packed[layer]`` is uint8 ``[T, B, ceil(N / 8)]`` (`numpy.packbits` of the layer's N neurons in C order);
     ``readout`` is the last layer's output at each step, float32 ``[T, B, ...]``; ``membranes[layer]``, where recorded,
-    is the potential u after integration and before reset, float ``[T, B, *shape]``. Example: docs/record_format.md.
+    is the potential u after integration and before reset, float ``[T, B, *shape]``. ``summed`` says that the output is
+    the sum of the readout, as of a staged network, and not its mean. Example: docs/record_format.md.
     """
 
     backend: str
@@ -40,6 +43,7 @@ class SpikeRecord:
     packed: Mapping[str, NDArray[np.uint8]]
     readout: NDArray[np.float32]
     membranes: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    summed: bool = False
 
     @property
     def steps(self) -> int:
@@ -83,7 +87,12 @@ class SpikeRecord:
         return self.shapes[layer]
 
     def outputs(self) -> NDArray[np.float32]:
-        """The network's output after each step: the mean of the readout over steps 1..t, ``[T, B, ...]``."""
+        """The network's output after each step: the mean of the readout over steps 1..t, ``[T, B, ...]``.
+
+        Of a staged network it is the sum, complete after its latency.
+        """
+        if self.summed:
+            return np.cumsum(self.readout, axis=0, dtype=np.float64).astype(np.float32)
         return running_mean(self.readout)
 
     def window(self, start: int, stop: int, steps: int) -> SpikeRecord:
@@ -103,6 +112,7 @@ class SpikeRecord:
             packed={name: bits[part] for name, bits in self.packed.items()},
             readout=self.readout[part],
             membranes={name: values[part] for name, values in self.membranes.items()},
+            summed=self.summed,
         )
 
     def save(self, path: str | Path) -> None:
@@ -117,8 +127,11 @@ class SpikeRecord:
             {"name": name, "shape": [int(size) for size in self.shapes[name]], "membranes": name in self.membranes}
             for name in self.packed
         ]
+        header: dict[str, Any] = {"format": FORMAT, "backend": self.backend, "layers": layers}
+        if self.summed:  # a reader of the older format would take the mean
+            header |= {"format": SUMMED_FORMAT, "summed": True}
         arrays: dict[str, NDArray[Any]] = {
-            "header": np.array(json.dumps({"format": FORMAT, "backend": self.backend, "layers": layers})),
+            "header": np.array(json.dumps(header)),
             "readout": self.readout,
         }
         for number, name in enumerate(self.packed):
@@ -163,14 +176,16 @@ class SpikeRecord:
             packed={name: np.concatenate([r.packed[name] for r in records], axis=1) for name in first.packed},
             readout=np.concatenate([r.readout for r in records], axis=1),
             membranes={name: np.concatenate([r.membranes[name] for r in records], axis=1) for name in first.membranes},
+            summed=first.summed,
         )
 
 
 class Recorder:
     """Collects a `SpikeRecord` step by step: one `spikes` call a layer and step, one `readout` call a step."""
 
-    def __init__(self, backend: str, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, backend: str, shapes: Mapping[str, Shape], summed: bool = False) -> None:
         self.backend = backend
+        self.summed = summed
         self.shapes = dict(shapes)
         self._packed: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in shapes}
         self._membranes: dict[str, list[NDArray[np.floating]]] = {}
@@ -205,6 +220,7 @@ class Recorder:
             packed={name: np.stack(rows) for name, rows in self._packed.items()},
             readout=np.stack(self._readout),
             membranes={name: np.stack(rows) for name, rows in self._membranes.items()},
+            summed=self.summed,
         )
 
 
@@ -238,8 +254,8 @@ def _read(archive: zipfile.ZipFile, size: int) -> SpikeRecord:
     if sum(member.compress_size for member in archive.infolist()) > size:
         raise InputError(f"damaged: its parts take more than the {size} bytes there are")
     header = json.loads(str(_array(archive, "header")))
-    if header["format"] != FORMAT:
-        raise InputError(f"written as format {header['format']!r}, this version reads {FORMAT}")
+    if header["format"] not in (FORMAT, SUMMED_FORMAT):
+        raise InputError(f"written as format {header['format']!r}, this version reads {FORMAT} and {SUMMED_FORMAT}")
     names = [layer["name"] for layer in header["layers"]]
     if len(set(names)) != len(names):
         raise InputError("damaged: two layers have one name")
@@ -253,6 +269,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> SpikeRecord:
             for number, layer in enumerate(header["layers"])
             if layer["membranes"]
         },
+        summed=bool(header.get("summed", False)),
     )
 
 

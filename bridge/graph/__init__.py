@@ -26,18 +26,22 @@ from bridge.graph.layers import (
     same_padding,
     spread,
 )
+from bridge.graph.staged import AtLeast, BiasOnce, Impulse, WindowFire
 
 __all__ = [
     "Add",
     "Affine",
     "Array",
+    "AtLeast",
     "AvgPool2d",
     "BatchNorm",
+    "BiasOnce",
     "ClipFloorShift",
     "Concat",
     "Conv1d",
     "Conv2d",
     "Flatten",
+    "Impulse",
     "Input",
     "IntegrateFire",
     "Layer",
@@ -46,6 +50,7 @@ __all__ = [
     "Scale",
     "Shape",
     "SumPool2d",
+    "WindowFire",
     "aligned",
     "average_pool",
     "pointwise",

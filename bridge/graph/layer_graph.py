@@ -12,6 +12,7 @@ import numpy as np
 
 from bridge.errors import GraphError, UnknownLayerError
 from bridge.graph.layers import Add, Affine, Concat, Flatten, Input, IntegrateFire, Layer, Scale, Shape, SumPool2d
+from bridge.graph.staged import BiasOnce, Impulse, WindowFire
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class LayerGraph:
     @property
     def spiking(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order."""
-        return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire))
+        return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire | WindowFire))
 
     @property
     def neurons(self) -> int:
@@ -86,9 +87,31 @@ class LayerGraph:
         """Layers that the images reach without passing a neuron, and no spike does: the same at every time step."""
         names = {self.input.name}
         for layer in self.layers[1:]:
-            if not isinstance(layer, IntegrateFire) and names.issuperset(layer.inputs):
+            changing = isinstance(layer, IntegrateFire | WindowFire | Impulse | BiasOnce)
+            if not changing and names.issuperset(layer.inputs):
                 names.add(layer.name)
         return frozenset(names)
+
+    @cached_property
+    def lasts(self) -> dict[str, int]:
+        """By layer of a staged network: the last step, counted from 0, at which it gives anything new."""
+        result: dict[str, int] = {}
+        for layer in self.layers:
+            if isinstance(layer, WindowFire):
+                result[layer.name] = layer.opens + layer.steps - 1
+            else:
+                result[layer.name] = max((result[source] for source in layer.inputs), default=0)
+        return result
+
+    @property
+    def staged(self) -> bool:
+        """Whether its neurons fire in windows."""
+        return any(isinstance(layer, WindowFire) for layer in self.layers)
+
+    @property
+    def latency(self) -> int | None:
+        """Steps after which the output of a staged network is complete; None for one whose neurons fire at any time."""
+        return self.lasts[self.output.name] + 1 if self.staged else None
 
     @cached_property
     def integer(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bridge.graph import (
     Add,
     Affine,
+    AtLeast,
     AvgPool2d,
     BatchNorm,
     ClipFloorShift,
@@ -82,6 +83,11 @@ def _(layer: Flatten, x: Tensor) -> Tensor:
 def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
     threshold = channels(layer.threshold, x)
     return threshold * ((x * layer.levels / threshold + 0.5).floor() / layer.levels).clamp(0, 1)
+
+
+@evaluate.register
+def _(layer: AtLeast, x: Tensor) -> Tensor:
+    return (x >= channels(layer.level, x)).to(x.dtype)
 
 
 def affine(layer: Affine, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

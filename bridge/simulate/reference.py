@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bridge.errors import InputError
-from bridge.graph import IntegrateFire, LayerGraph
+from bridge.graph import BiasOnce, Impulse, IntegrateFire, LayerGraph, WindowFire
 from bridge.graph.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.images import BATCH
@@ -44,7 +44,7 @@ def simulate(
     Raises:
         InputError: a potential of a whole-number network passes 2^24, which float32 cannot hold exactly.
     """
-    recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking})
+    recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking}, summed=graph.staged)
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
     constant: dict[str, Tensor] = {graph.input.name: x}
     for layer in graph.layers[1:]:  # what depends on the input alone is the same at every step
@@ -57,6 +57,22 @@ def simulate(
             if layer.name in constant:
                 continue
             inputs = [values[source] for source in layer.inputs]
+            if isinstance(layer, Impulse):
+                values[layer.name] = inputs[0] if t == 0 else torch.zeros_like(inputs[0])
+                continue
+            if isinstance(layer, BiasOnce):
+                values[layer.name] = inputs[0] + tensor(layer.bias).to(x.dtype) if t == 0 else inputs[0]
+                continue
+            if isinstance(layer, WindowFire):
+                u = potentials[layer.name] + inputs[0] if t else inputs[0].clone()
+                if t >= layer.opens:
+                    u = u - 1
+                potentials[layer.name] = u
+                open_now = layer.opens <= t < layer.opens + layer.steps
+                spikes = (u >= tensor(layer.level).to(u.dtype)).to(u.dtype) * float(open_now)
+                values[layer.name] = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
+                recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
+                continue
             if not isinstance(layer, IntegrateFire):
                 values[layer.name] = evaluate(layer, *inputs)
                 continue

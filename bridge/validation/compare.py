@@ -97,7 +97,9 @@ def compare(
             assert isinstance(activation, ClipFloorShift)
             membrane = reference.membranes[name]
             parts.note(name, error_parts(layer, activation, reference.spikes(name), membrane, drives[name]))
-    reference = SpikeRecord(REFERENCE, reference.shapes, reference.packed, reference.readout)  # membranes may go
+    reference = SpikeRecord(
+        REFERENCE, reference.shapes, reference.packed, reference.readout, summed=reference.summed
+    )  # membranes may go
     tallies = {REFERENCE: Tally.of(graph, reference, reference, targets)}
     records: dict[str, SpikeRecord] = {}
     for name, run in runs.items():

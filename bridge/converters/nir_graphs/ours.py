@@ -25,6 +25,7 @@ from typing import Any
 import nir
 import numpy as np
 
+from bridge.converters.nir_graphs import staged
 from bridge.converters.nir_graphs.declared import check, real, shape_of, weights, whole
 from bridge.errors import GraphError
 from bridge.graph import (
@@ -53,6 +54,11 @@ METADATA = {
     "dt": 1.0,
     "neuron": "I -> Threshold -> Scale(-theta) -> I: integrate-and-fire, soft reset; fires on level, not on crossing",
     "time": "layers are synchronous; the input is constant; the output is the mean over time steps",
+}
+
+STAGED = {
+    "neuron": "integrates, then fires in a window of its own, soft reset: see the nodes around each Threshold(3/2)",
+    "time": "layers are synchronous; the input counts at the first step; the output is the sum over all steps",
 }
 
 HARD_RESET = (
@@ -84,7 +90,14 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
             if len(set(parts)) == len(parts):  # an edge can be there only once
                 summed[layer.name] = parts
                 continue
-        if not isinstance(layer, IntegrateFire):
+        if isinstance(layer, staged.KINDS):
+            if neuron == "if":
+                raise GraphError(f"layer {layer.name!r}: a staged network has no form with nir.IF; write neuron='exact'")
+            parts, inner = staged.write(layer, shape, lambda name: _free(name, graph, nodes))
+            nodes |= parts
+            for source, target in inner:
+                feed(source, target)
+        elif not isinstance(layer, IntegrateFire):
             nodes[layer.name] = _write(layer, graph.shapes[layer.inputs[0]] if layer.inputs else shape)
             for source in layer.inputs:
                 feed(source, layer.name)
@@ -105,15 +118,24 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     feed(graph.output.name, output)
     # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
     # Files with other kernels or groups need nir.read(path, type_check=False), as `bridge.nir_graph.read` does.
-    metadata = METADATA | ({} if neuron == "exact" else {"neuron": "IF: integrate-and-fire, hard reset"})
+    metadata = METADATA | (STAGED if graph.staged else {})
+    if neuron == "if":
+        metadata |= {"neuron": "IF: integrate-and-fire, hard reset"}
     result = nir.NIRGraph(nodes, edges, metadata=metadata, type_check=False)
     for layer in graph:
         node = nodes.get(layer.name)
-        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire):
+        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire | staged.KINDS):
             node.input_type = {"input": np.array(graph.shapes[layer.inputs[0]])}
             node.output_type = {"output": np.array(graph.shapes[layer.name])}
     result.check_types()
     return result
+
+
+def _free(name: str, graph: LayerGraph, nodes: Mapping[str, nir.NIRNode]) -> str:
+    """`name`, or `name` with as many underscores as it takes to be no layer's and no node's."""
+    while name in graph.shapes or name in nodes:
+        name += "_"
+    return name
 
 
 def _mixed(graph: LayerGraph, layer: Scale) -> Layer:
@@ -137,10 +159,11 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
     """
     wiring = Wiring(graph)
-    layers: dict[str, Layer] = {}
-    inside: set[str] = set()
+    found = staged.Found(wiring.nodes, wiring.before, wiring.after)
+    layers: dict[str, Layer] = dict(found.layers)
+    inside: set[str] = set(found.inside)
     for name, node in graph.nodes.items():
-        if isinstance(node, nir.Threshold):
+        if isinstance(node, nir.Threshold) and name not in layers and name not in inside:
             membrane, reset, drives = wiring.neuron(name)
             inside |= {membrane, reset}
             layers[name] = IntegrateFire(
@@ -171,12 +194,14 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
     result = LayerGraph(tuple(layers[name] for name in order))
+    staged.check_windows(result)
     _check_declared(graph, result, wiring.output)
     if result.integer:
         for name, reach in ranges(result).items():
             largest = float(reach.partial.max())
             result[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
-    return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in result.spiking})
+    plain = [name for name in result.spiking if name not in found.layers]
+    return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in plain})
 
 
 def _check_declared(graph: nir.NIRGraph, layers: LayerGraph, output: str) -> None:

@@ -1,0 +1,68 @@
+"""The layers that make a spiking network equal to its ANN: each integrates silently, then fires in a window of its own.
+
+A spike of a layer is worth λ / T. Once a neuron's drive is complete, it fires until what it was given is used up, which
+takes as many steps as QCFS has levels there: the count is ``L · a / λ`` exactly. So no layer is read before its inputs
+are done, and a network takes as many steps as its windows, one behind the other (`LayerGraph.latency`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bridge.graph.layers import Array, Layer, Shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Impulse(Layer):
+    """The image at the first step, zero after: ``y(1) = x, y(t) = 0``. So drives are sums over the run."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WindowFire(Layer):
+    """Integrate-and-fire in a window: soft reset at every step of it, and spikes inside it alone.
+
+    With u(0) = 0, steps counted from 0 and the window ``opens ≤ t < opens + steps``:
+    ``u += I;  u −= 1 if t ≥ opens;  s = [u ≥ level and t in the window]``.
+    ``level`` holds −1/2 − B, of the layer's full shape, where B is its drive with a zero image and no spikes: the layers
+    before have no bias. After the window u means nothing.
+    """
+
+    level: Array
+    opens: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        self.expect(bool(np.isfinite(self.level).all()), "finite firing levels", self.level)
+        self.expect(self.opens >= 0 and self.steps >= 1, "a window of at least one step", (self.opens, self.steps))
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(shape == self.level.shape, f"an input of shape {self.level.shape}, one level each", shape)
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AtLeast(Layer):
+    """``y = [x ≥ level]``, one level for each channel.
+
+    After a sum over windows it is the maximum of spike trains that are ones and then zeros, with level 1, or their
+    minimum, with as many as the window holds.
+    """
+
+    level: Array
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
+        return shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BiasOnce(Layer):
+    """A bias that enters in the first step alone: ``y(1) = x + bias, y(t) = x``; ``bias`` has the full shape."""
+
+    bias: Array
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(shape == self.bias.shape, f"an input of shape {self.bias.shape}, one bias each", shape)
+        return shape

@@ -1,0 +1,124 @@
+"""A staged network from its spike counts: each layer's weights are applied once, whatever the number of steps.
+
+What a neuron has got by the time its window opens is its inputs' counts times the weights, and its spikes are then as
+many ones as fit, one behind the other, and zeros. So a layer's count says all of its train.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridge._util.progress import progress
+from bridge.graph import AtLeast, BiasOnce, Impulse, LayerGraph, WindowFire
+from bridge.records import Recorder, SpikeRecord
+from bridge.simulate.engine.simulation import Simulation
+from bridge.simulate.ops import channels, evaluate, tensor
+
+NAME = "engine"
+
+
+@torch.inference_mode()
+def from_counts(
+    graph: LayerGraph, x: Tensor, steps: int, *, record: bool, memory: int, device: torch.device
+) -> Simulation:
+    """Run the staged `graph` on images `x` for `steps` steps, at least its latency: as `SpikingNetwork.simulate`."""
+    largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
+    size = max(1, min(len(x), memory // (16 * largest)))
+    parts = [
+        _batch(graph, x[at : at + size].to(device), steps, record)
+        for at in progress(range(0, len(x), size), "simulating")
+    ]
+    return Simulation(
+        outputs=np.concatenate([part.outputs for part in parts], axis=1),
+        spikes={name: np.concatenate([part.spikes[name] for part in parts], axis=1) for name in graph.spiking},
+        steps=np.full(len(x), steps),
+        record=SpikeRecord.concatenate([part.record for part in parts if part.record]) if record else None,
+    )
+
+
+def _batch(graph: LayerGraph, x: Tensor, steps: int, record: bool) -> Simulation:
+    counts: dict[str, Tensor] = {}
+    for layer in graph:
+        if not layer.inputs:
+            counts[layer.name] = x
+            continue
+        inputs = [counts[source] for source in layer.inputs]
+        if isinstance(layer, Impulse):
+            counts[layer.name] = inputs[0]
+        elif isinstance(layer, BiasOnce):
+            counts[layer.name] = inputs[0] + tensor(layer.bias).to(inputs[0])
+        elif isinstance(layer, WindowFire):
+            counts[layer.name] = (inputs[0] - tensor(layer.level).to(inputs[0])).floor_().clamp_(0, layer.steps)
+        elif isinstance(layer, AtLeast):
+            counts[layer.name] = _count_of(graph, layer, counts)
+        else:
+            counts[layer.name] = evaluate(layer, *inputs)
+    fired = {name: _over_time(graph, name, counts[name], steps) for name in graph.spiking}
+    outputs, readout = _outputs(graph, x, counts, steps)
+    kept = None
+    if record:
+        recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking}, summed=True)
+        for t in range(steps):
+            for name in graph.spiking:
+                recorder.spikes(name, _train(graph, name, counts[name], t).cpu().numpy())
+            recorder.readout(readout[t])
+        kept = recorder.finish()
+    return Simulation(outputs=outputs, spikes=fired, steps=np.full(len(x), steps), record=kept)
+
+
+def _train(graph: LayerGraph, name: str, counts: Tensor, t: int) -> Tensor:
+    """Spikes of the layer `name` at step `t`, counted from 0."""
+    layer = graph[name]
+    assert isinstance(layer, WindowFire)
+    inside = layer.opens <= t < layer.opens + layer.steps
+    return counts > t - layer.opens if inside else torch.zeros_like(counts, dtype=torch.bool)
+
+
+def _over_time(graph: LayerGraph, name: str, counts: Tensor, steps: int) -> np.ndarray:
+    """Spikes of each image at each step, ``[T, B]``."""
+    flat = counts.reshape(len(counts), -1)
+    result = np.zeros((steps, len(counts)), np.int64)
+    layer = graph[name]
+    assert isinstance(layer, WindowFire)
+    for k in range(layer.steps):
+        result[layer.opens + k] = (flat > k).sum(1).cpu().numpy()
+    return result
+
+
+def _count_of(graph: LayerGraph, layer: AtLeast, counts: dict[str, Tensor]) -> Tensor:
+    """How often `layer` fires: its source is a pool of trains of one window, each as many ones as it counts."""
+    pool = graph[layer.inputs[0]]
+    trains = counts[pool.inputs[0]]
+    total = torch.zeros_like(counts[pool.name])
+    for k in range(int(trains.max())):
+        summed = evaluate(pool, (trains > k).to(trains.dtype))
+        total += summed >= channels(layer.level, summed)
+    return total
+
+
+def _outputs(graph: LayerGraph, x: Tensor, counts: dict[str, Tensor], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The output after each step, and the readout at each, ``[T, B, ...]``."""
+    path = {graph.output.name}
+    for layer in reversed(graph.layers):
+        if layer.name in path and not isinstance(layer, WindowFire | Impulse):
+            path.update(layer.inputs)
+    readout = []
+    for t in range(steps):
+        values: dict[str, Tensor] = {}
+        for layer in graph:
+            if layer.name not in path or not layer.inputs:
+                continue
+            if isinstance(layer, WindowFire):
+                values[layer.name] = _train(graph, layer.name, counts[layer.name], t).to(x.dtype)
+            elif isinstance(layer, Impulse):
+                values[layer.name] = x if t == 0 else torch.zeros_like(x)
+            elif isinstance(layer, BiasOnce):
+                value = values[layer.inputs[0]]
+                values[layer.name] = value + tensor(layer.bias).to(value) if t == 0 else value
+            else:
+                values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
+        readout.append(values[graph.output.name].cpu().numpy())
+    stacked = np.stack(readout)
+    return np.cumsum(stacked, axis=0, dtype=np.float64).astype(np.float32), stacked
