@@ -17,16 +17,20 @@ from bridge.errors import GraphError
 from bridge.graph import (
     Add,
     Affine,
+    AtLeast,
     AvgPool2d,
+    BiasOnce,
     Conv1d,
     Conv2d,
     Flatten,
+    Impulse,
     IntegrateFire,
     Layer,
     LayerGraph,
     Linear,
     Scale,
     SumPool2d,
+    WindowFire,
     aligned,
 )
 from bridge.records import Recorder, SpikeRecord
@@ -51,7 +55,11 @@ class Scaling(nn.Module):
 
 
 def build(
-    graph: LayerGraph, library: Any, neuron: Callable[[IntegrateFire, int], nn.Module], name: str
+    graph: LayerGraph,
+    library: Any,
+    neuron: Callable[[IntegrateFire, int], nn.Module],
+    name: str,
+    staged: Callable[[WindowFire | Impulse | BiasOnce], nn.Module] | None = None,
 ) -> fx.GraphModule:
     """A torch module with one child a layer, called by the layer's name; ``print(module.code)`` shows its forward.
 
@@ -62,6 +70,7 @@ def build(
         library: where Conv2d, Linear, AvgPool2d and Flatten come from, such as `torch.nn`.
         neuron: makes the framework's neuron of an `IntegrateFire` layer and its rank, the dimensions of its signal.
         name: of the module's class.
+        staged: makes the framework's module of a layer of a staged network that counts steps; None: there are none.
 
     Raises:
         GraphError: there is no rule for a kind of layer.
@@ -81,6 +90,13 @@ def build(
             raise GraphError(f"layer {layer.name!r}: a torch module cannot have a child of this name; rename the node")
         if isinstance(layer, Scale):
             modules[layer.name] = Scaling(tensor(aligned(layer.scale, len(graph.shapes[layer.name]))).clone())
+        elif isinstance(layer, WindowFire | Impulse | BiasOnce):
+            if staged is None:
+                raise GraphError(
+                    f"layer {layer.name!r}: this backend has no staged neuron yet; run it on another, or convert with "
+                    "schedule='plain'"
+                )
+            modules[layer.name] = staged(layer)
         elif isinstance(layer, IntegrateFire):
             modules[layer.name] = neuron(layer, len(graph.shapes[layer.name]))
         else:
@@ -89,6 +105,7 @@ def build(
     calls.output(nodes[graph.output.name])
     module = fx.GraphModule(modules, calls, name)
     module.meta["input_shape"] = graph.input.shape
+    module.meta["staged"] = graph.staged
     return module
 
 
@@ -119,6 +136,24 @@ def _(layer: AvgPool2d, library: Any) -> nn.Module:
 @_module.register
 def _(layer: SumPool2d, library: Any) -> nn.Module:
     return cast(nn.Module, library.AvgPool2d(layer.kernel, layer.stride, layer.padding, divisor_override=1))
+
+
+class Threshold(nn.Module):
+    """``y = [x ≥ level]``, one level for each channel."""
+
+    level: Tensor
+
+    def __init__(self, level: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("level", level)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x >= self.level.reshape(-1, *[1] * (x.dim() - 2))).to(x.dtype)
+
+
+@_module.register
+def _(layer: AtLeast, library: Any) -> nn.Module:
+    return Threshold(tensor(layer.level).clone())
 
 
 @_module.register
@@ -165,7 +200,8 @@ def run(
         with torch.no_grad():
             for _ in range(steps):
                 readout = native(images)
-                recorder = recorder or Recorder(backend, {name: tuple(s.shape[1:]) for name, s in fired.items()})
+                shapes = {name: tuple(s.shape[1:]) for name, s in fired.items()}
+                recorder = recorder or Recorder(backend, shapes, summed=native.meta["staged"])
                 for name, spikes in fired.items():
                     membrane = potential(neurons[name], spikes).cpu().numpy() if membranes else None
                     recorder.spikes(name, spikes.cpu().numpy(), membrane)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
-from bridge.graph import LayerGraph, Shape
+from bridge.graph import LayerGraph, Shape, WindowFire
 from bridge.records import SpikeRecord, differing
 from bridge.validation.divergence import SLACK, Replay
 
@@ -73,7 +73,7 @@ class Tally:
         for name in tally.shapes if targets.activations is not None else ():
             if known is None or tally.differing[name].any():
                 assert targets.activations is not None
-                tally._hold(name, record, targets.activations[name])
+                tally._hold(name, _rates(graph, record, name), targets.activations[name])
                 continue
             for kind in RATES:
                 getattr(tally, kind)[name] = getattr(known, kind)[name]
@@ -82,11 +82,11 @@ class Tally:
         tally.agree = {key: (top1 == truth).sum(axis=1) for key, truth in truths.items() if truth is not None}
         return tally
 
-    def _hold(self, name: str, record: SpikeRecord, target: NDArray[np.float32]) -> None:
-        """Hold the rates of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
+    def _hold(self, name: str, rates: Iterable[NDArray[np.float32]], target: NDArray[np.float32]) -> None:
+        """Hold the `rates` of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
         sums: dict[str, list[Any]] = {kind: [] for kind in RATES}
         square = np.square(target).sum(dtype=np.float64)
-        for t, rate in enumerate(record.running_rates(name), 1):
+        for t, rate in enumerate(rates, 1):
             error = np.abs(rate - target)
             sums["error"].append(error.sum(dtype=np.float64))
             sums["error_max"].append(error.max())
@@ -156,6 +156,14 @@ class Tally:
             readout_error=self.readout_error,
             readouts_wrong=self.readouts_wrong,
         )
+
+
+def _rates(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterable[NDArray[np.float32]]:
+    """φ(t) of layer `name`; in a staged network, the share of its window's steps at which it has fired by then."""
+    layer = graph[name]
+    if not isinstance(layer, WindowFire):
+        return record.running_rates(name)
+    return (rate * np.float32(t / layer.steps) for t, rate in enumerate(record.running_rates(name), 1))
 
 
 @dataclass(eq=False)

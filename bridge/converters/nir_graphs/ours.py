@@ -92,7 +92,9 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
                 continue
         if isinstance(layer, staged.KINDS):
             if neuron == "if":
-                raise GraphError(f"layer {layer.name!r}: a staged network has no form with nir.IF; write neuron='exact'")
+                raise GraphError(
+                    f"layer {layer.name!r}: a staged network has no form with nir.IF; write neuron='exact'"
+                )
             parts, inner = staged.write(layer, shape, lambda name: _free(name, graph, nodes))
             nodes |= parts
             for source, target in inner:

@@ -144,13 +144,28 @@ class Found:
         opened = next((each for each in gates if self._only(each) == clock), "")
         raw = next((each for each in gates if each != opened), "")
         one = self._only(clock) if clock and self._is(clock, nir.I, 1.0, readers=2) else ""
-        if not (opened and raw and one and self._is(one, nir.Threshold, LOWEST, 1) and self._is(raw, nir.Threshold, readers=1)):
+        if not (
+            opened
+            and raw
+            and one
+            and self._is(one, nir.Threshold, LOWEST, 1)
+            and self._is(raw, nir.Threshold, readers=1)
+        ):
             return None
         membrane, drive = self._only(raw), self._only(one)
-        if not (membrane and drive and self._is(membrane, nir.I, 1.0, readers=1) and self._is(opened, nir.Threshold, readers=2)):
+        if not (
+            membrane
+            and drive
+            and self._is(membrane, nir.I, 1.0, readers=1)
+            and self._is(opened, nir.Threshold, readers=2)
+        ):
             return None
         falls = [each for each in self.before[membrane] if each != drive]
-        if sorted(self.before[membrane]) != sorted([drive, *falls]) or len(falls) != 1 or len(self.before[membrane]) != 2:
+        if (
+            sorted(self.before[membrane]) != sorted([drive, *falls])
+            or len(falls) != 1
+            or len(self.before[membrane]) != 2
+        ):
             return None
         (fall,) = falls
         if not self._is(fall, nir.Scale, -1.0, readers=1) or self._only(fall) != opened:
