@@ -380,8 +380,8 @@ def convert(
             ANN's with the number of steps. "staged": each layer in a window of its own, once its input is complete;
             every activation of the ANN comes out as its spike count, after `SpikingNetwork.latency` steps
             (docs/staged.md).
-        steps: for "staged", the steps of each layer's window, which make it a QCFS of so many levels; None: each layer's
-            own L. The plain schedule has none: `SpikingNetwork.run` takes its number.
+        steps: for "staged", the steps of each layer's window, which make it a QCFS of so many levels; None: each
+            layer's own L. The plain schedule has none: `SpikingNetwork.run` takes its number.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.

@@ -25,8 +25,8 @@ class WindowFire(Layer):
 
     With u(0) = 0, steps counted from 0 and the window ``opens ≤ t < opens + steps``:
     ``u += I;  u −= 1 if t ≥ opens;  s = [u ≥ level and t in the window]``.
-    ``level`` holds −1/2 − B, of the layer's full shape, where B is its drive with a zero image and no spikes: the layers
-    before have no bias. After the window u means nothing.
+    ``level`` holds −1/2 − B, of the layer's full shape, where B is its drive with a zero image and no spikes: the
+    layers before have no bias. After the window u means nothing.
     """
 
     level: Array

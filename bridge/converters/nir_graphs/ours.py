@@ -19,7 +19,7 @@ import graphlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
 import nir
@@ -95,8 +95,8 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
                 raise GraphError(
                     f"layer {layer.name!r}: a staged network has no form with nir.IF; write neuron='exact'"
                 )
-            parts, inner = staged.write(layer, shape, lambda name: _free(name, graph, nodes))
-            nodes |= parts
+            written, inner = staged.write(layer, shape, partial(_free, graph, nodes))
+            nodes |= written
             for source, target in inner:
                 feed(source, target)
         elif not isinstance(layer, IntegrateFire):
@@ -133,7 +133,7 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     return result
 
 
-def _free(name: str, graph: LayerGraph, nodes: Mapping[str, nir.NIRNode]) -> str:
+def _free(graph: LayerGraph, nodes: Mapping[str, nir.NIRNode], name: str) -> str:
     """`name`, or `name` with as many underscores as it takes to be no layer's and no node's."""
     while name in graph.shapes or name in nodes:
         name += "_"

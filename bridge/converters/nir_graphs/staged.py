@@ -1,7 +1,7 @@
 """How the layers of a staged network are written in NIR, and found again: primitives alone, each what NIR says it is.
 
-A layer ``a`` that fires at the steps w + 1 … w + T (counted from 1), from its drive ``d``; all nodes have its shape, and
-there is no cycle::
+A layer ``a`` that fires at the steps w + 1 … w + T (counted from 1), from its drive ``d``. All nodes have its shape,
+and there is no cycle::
 
     d → one = Threshold(lowest) → clock = I(1)            the number of the step
     clock → open = Threshold(w + 1/2)                     1 from the window's first step on
@@ -16,7 +16,8 @@ until it stops for good. The image at the first step alone, of the Input x::
 
 And a bias in the first step alone, on the readout e::
 
-    e → one = Threshold(lowest) → clock = I(1) → neg = Scale(−1) → first = Threshold(−3/2) → bias = Scale(B);   e, bias → y = Scale(1)
+    e → one = Threshold(lowest) → clock = I(1) → neg = Scale(−1) → first = Threshold(−3/2) → bias = Scale(B)
+    e, bias → y = Scale(1)
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ class Found:
                     level = np.nextafter(_per_channel(node.threshold), np.float32(np.inf))
                     self.layers[name] = AtLeast(name=name, inputs=(sources[0],), level=level)
 
-    def _is(self, name: str, kind: type[nir.NIRNode], value: float | None = None, readers: int | None = None) -> bool:
+    def _is(
+        self, name: str, kind: type[nir.NIRNode], value: float | np.float32 | None = None, readers: int | None = None
+    ) -> bool:
         """Whether the node `name` is of this `kind`, with all its parameters of this `value`, and so many readers."""
         node = self.nodes[name]
         if not isinstance(node, kind) or (readers is not None and len(self.after[name]) != readers):
@@ -190,10 +193,10 @@ class Found:
             return None
         for minus in self.before[name]:
             shown = self._only(minus)
-            if self._is(minus, nir.Scale, -1.0, readers=1) and shown and self._is(shown, nir.I, 1.0, readers=1):
-                if self._only(shown) == name:
-                    (source,) = [each for each in self.before[name] if each != minus]
-                    return Impulse(name=name, inputs=(source,)), {minus, shown}
+            loop = self._is(minus, nir.Scale, -1.0, readers=1) and shown and self._only(shown) == name
+            if loop and self._is(shown, nir.I, 1.0, readers=1):
+                (source,) = [each for each in self.before[name] if each != minus]
+                return Impulse(name=name, inputs=(source,)), {minus, shown}
         return None
 
     def _bias(self, name: str) -> tuple[Layer, set[str]] | None:
