@@ -33,6 +33,7 @@ from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.lift_pools import lift_pools
 from bridge.passes.lower_concat import lower_concat
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
 from bridge.passes.stage import stage, with_levels
@@ -400,10 +401,11 @@ def convert(
     with neutral():
         if isinstance(model, ExportedProgram):
             told = example_input is not None or input_shape is not None
-            given = _given_shape(nn.Module(), example_input, input_shape) if told else None
-            ann = torch_model.capture_exported(model, given)
+            shape = _given_shape(nn.Module(), example_input, input_shape) if told else None
+            ann = torch_model.capture_exported(model, shape, maximum=schedule == "staged")
         elif isinstance(model, nn.Module):
-            ann = torch_model.capture(model, _given_shape(model, example_input, input_shape))
+            given = _given_shape(model, example_input, input_shape)
+            ann = torch_model.capture(model, given, maximum=schedule == "staged")
         elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
             ann = onnx_capture.capture(Path(model))
         else:
@@ -411,7 +413,7 @@ def convert(
             raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
         ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
         if schedule == "staged":
-            ann = with_levels(ann, steps)
+            ann = lift_pools(with_levels(ann, steps))
             return SpikingNetwork(stage(lower_concat(fold_batch_norm(ann))), ann)
         return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
 

@@ -88,7 +88,9 @@ def build(
             continue
         if not layer.name.isidentifier() or hasattr(fx.GraphModule, layer.name):
             raise GraphError(f"layer {layer.name!r}: a torch module cannot have a child of this name; rename the node")
-        if isinstance(layer, Scale):
+        if isinstance(layer, AtLeast):
+            modules[layer.name] = Threshold(tensor(aligned(layer.level, len(graph.shapes[layer.name]))).clone())
+        elif isinstance(layer, Scale):
             modules[layer.name] = Scaling(tensor(aligned(layer.scale, len(graph.shapes[layer.name]))).clone())
         elif isinstance(layer, WindowFire | Impulse | BiasOnce):
             if staged is None:
@@ -139,7 +141,7 @@ def _(layer: SumPool2d, library: Any) -> nn.Module:
 
 
 class Threshold(nn.Module):
-    """``y = [x ≥ level]``, one level for each channel."""
+    """``y = [x ≥ level]``; `level` has as many dimensions as a signal, ``[C, 1, 1]`` or ``[C, H, W]``."""
 
     level: Tensor
 
@@ -148,12 +150,7 @@ class Threshold(nn.Module):
         self.register_buffer("level", level)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x >= self.level.reshape(-1, *[1] * (x.dim() - 2))).to(x.dtype)
-
-
-@_module.register
-def _(layer: AtLeast, library: Any) -> nn.Module:
-    return Threshold(tensor(layer.level).clone())
+        return (x >= self.level).to(x.dtype)
 
 
 @_module.register

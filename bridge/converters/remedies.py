@@ -4,7 +4,7 @@ ONLY_QCFS = "train with bridge.QCFS instead, which alone has an exact spiking tw
 BY_QCFS = "put a bridge.QCFS there with bridge.replace_activations(model, levels=...), then fine-tune"
 BY_AVERAGE = (
     'use average pooling, as bridge.replace_activations(..., max_pool="avg") does, and fine-tune: the maximum of '
-    "spike trains is not the spike train of the maximum"
+    'spike trains is not the spike train of the maximum; or keep it, with convert(..., schedule="staged")'
 )
 BATCH_NORM = "use BatchNorm1d/2d: its statistics are constants at inference and fold into the weights"
 LEAVE_OUT = "it divides by a sum of signals; at the end of a classifier leave it out: top-1 is the same without it"

@@ -172,6 +172,34 @@ class SumPool2d(AvgPool2d):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class MaxPool(Layer):
+    """Maximum over windows of ``kernel``, in one or two dimensions; what is padded counts for nothing.
+
+    An ANN's. ``minimum`` says for which channels it is the minimum instead, as behind a negative factor. With ``ceil``,
+    windows that begin inside the map or its first padding are counted though they end beyond it.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil: bool = False
+    minimum: NDArray[np.bool_] | None = None
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(len(shape) == len(self.kernel) + 1, f"a map of {len(self.kernel)} dimensions and channels", shape)
+        if not self.ceil:
+            return (shape[0], *_window(self, shape, self.kernel, self.stride, self.padding, self.dilation))
+        sizes = []
+        for size, k, s, p, d in zip(shape[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True):
+            left = size + 2 * p - d * (k - 1) - 1
+            count = -(-left // s) + 1
+            sizes.append(count - 1 if (count - 1) * s >= size + p else count)  # as torch does
+        self.expect(min(sizes) >= 1, f"a feature map at least as large as the {self.kernel} window", shape)
+        return (shape[0], *sizes)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Flatten(Layer):
     """``[C, H, W]`` to ``[C·H·W]`` in C order."""
 

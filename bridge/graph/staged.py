@@ -44,7 +44,7 @@ class WindowFire(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AtLeast(Layer):
-    """``y = [x ≥ level]``, one level for each channel.
+    """``y = [x ≥ level]``; ``level`` has one value for each channel, or the full shape.
 
     After a sum over windows it is the maximum of spike trains that are ones and then zeros, with level 1, or their
     minimum, with as many as the window holds.
@@ -53,7 +53,8 @@ class AtLeast(Layer):
     level: Array
 
     def output_shape(self, shape: Shape, *more: Shape) -> Shape:
-        self.expect(shape[:1] == self.level.shape, f"{len(self.level)} channels (one level each)", shape)
+        fits = self.level.shape in (shape[:1], shape)
+        self.expect(fits, f"{len(self.level)} channels, or the shape {self.level.shape} (one level each)", shape)
         return shape
 
 

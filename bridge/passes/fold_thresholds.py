@@ -17,6 +17,7 @@ from bridge.graph import (
     IntegrateFire,
     Layer,
     LayerGraph,
+    MaxPool,
     Scale,
 )
 from bridge.passes.scaling import scale_inputs, scaled
@@ -63,7 +64,7 @@ def _carry_forward(graph: LayerGraph) -> tuple[list[Layer], Factors]:
                 layer = scale_inputs(layer, factor)
             elif isinstance(layer, Flatten):
                 pending[layer.name] = np.repeat(factor, int(np.prod(graph.shapes[source][1:])))
-            elif isinstance(layer, AvgPool2d | Scale):
+            elif isinstance(layer, AvgPool2d | Scale | MaxPool):
                 pending[layer.name] = factor
             else:
                 factors[source, layer.name] = factor

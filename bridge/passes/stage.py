@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from bridge.graph import (
     Affine,
+    AtLeast,
     BiasOnce,
     ClipFloorShift,
+    Conv1d,
+    Conv2d,
     Impulse,
     IntegrateFire,
     Layer,
     LayerGraph,
+    MaxPool,
+    SumPool2d,
     WindowFire,
 )
 from bridge.passes.fold_thresholds import fold_thresholds
@@ -55,6 +61,8 @@ def stage(ann: LayerGraph) -> LayerGraph:
             steps = levels[layer.name]
             layers.append(WindowFire(name=layer.name, inputs=inputs, level=-0.5 - drive, opens=last, steps=steps))
             last += steps - 1
+        elif isinstance(layer, MaxPool):
+            layers += _pool(folded, replace(layer, inputs=inputs))
         elif isinstance(layer, Affine):
             layers.append(replace(layer, inputs=inputs, bias=np.zeros_like(layer.bias)))
         else:
@@ -69,6 +77,39 @@ def stage(ann: LayerGraph) -> LayerGraph:
         name = folded.free(f"{output.name}_once")
         layers.append(BiasOnce(name=name, inputs=(output.name,), bias=total))
     return to_float32(LayerGraph(tuple(layers)))
+
+
+def _pool(graph: LayerGraph, pool: MaxPool) -> list[Layer]:
+    """The sum over windows of spikes, and the threshold that makes it their maximum, or their minimum.
+
+    The spikes of a window's neurons begin together, so one of them fires when any of them does.
+    """
+    channels, *space = graph.shapes[pool.name]
+    before = graph.shapes[pool.inputs[0]][1:]
+    name = graph.free(f"{pool.name}_any")
+    sizes = zip(before, space, pool.kernel, pool.stride, pool.padding, pool.dilation, strict=True)
+    longer = [max(0, (o - 1) * s + d * (k - 1) + 1 - n - 2 * p) for n, o, k, s, p, d in sizes]
+    summed: Layer
+    if len(space) == 2 and set(pool.dilation) == {1} and not any(longer):
+        kernel, stride, padding = ((one, two) for one, two in (pool.kernel, pool.stride, pool.padding))
+        summed = SumPool2d(name=name, inputs=pool.inputs, kernel=kernel, stride=stride, padding=padding)
+    else:  # ones, and as many zeros in front of them as the last window reaches too far
+        reach = [d * (k - 1) + 1 for k, d in zip(pool.kernel, pool.dilation, strict=True)]
+        weight = np.zeros((channels, 1, *(r + e for r, e in zip(reach, longer, strict=True))), np.float32)
+        places = tuple(slice(e, None, d) for e, d in zip(longer, pool.dilation, strict=True))
+        weight[(slice(None), slice(None), *places)] = 1.0
+        padding = tuple(p + e for p, e in zip(pool.padding, longer, strict=True))
+        common: dict[str, Any] = {"name": name, "inputs": pool.inputs, "weight": weight, "groups": channels}
+        common["bias"] = np.zeros(channels, np.float32)
+        if len(space) == 1:
+            summed = Conv1d(**common, stride=pool.stride[0], padding=padding[0])
+        else:
+            summed = Conv2d(**common, stride=pool.stride, padding=padding)
+    level = np.full(channels, 0.5)
+    if pool.minimum is not None:  # all that is really in the window, where the map ends fewer
+        real = evaluate(summed, torch.ones(1, channels, *before, dtype=torch.float64))[0].numpy()
+        level = np.where(pool.minimum.reshape(-1, *[1] * len(space)), real - 0.5, 0.5)
+    return [summed, AtLeast(name=pool.name, inputs=(name,), level=level)]
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from bridge._util.progress import progress
 from bridge.graph import AtLeast, BiasOnce, Impulse, LayerGraph, WindowFire
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.engine.simulation import Simulation
-from bridge.simulate.ops import channels, evaluate, tensor
+from bridge.simulate.ops import evaluate, tensor
 
 NAME = "engine"
 
@@ -94,7 +94,7 @@ def _count_of(graph: LayerGraph, layer: AtLeast, counts: dict[str, Tensor]) -> T
     total = torch.zeros_like(counts[pool.name])
     for k in range(int(trains.max())):
         summed = evaluate(pool, (trains > k).to(trains.dtype))
-        total += summed >= channels(layer.level, summed)
+        total += evaluate(layer, summed)
     return total
 
 

@@ -22,6 +22,7 @@ from bridge.graph import (
     Flatten,
     Input,
     Layer,
+    MaxPool,
     Scale,
     SumPool2d,
     aligned,
@@ -75,6 +76,15 @@ def _(layer: SumPool2d, x: Tensor) -> Tensor:
 
 
 @evaluate.register
+def _(layer: MaxPool, x: Tensor) -> Tensor:
+    sign = torch.ones(1, dtype=x.dtype, device=x.device)
+    if layer.minimum is not None:
+        sign = channels(np.where(layer.minimum, -1.0, 1.0), x)
+    pool = F.max_pool1d if len(layer.kernel) == 1 else F.max_pool2d
+    return sign * pool(sign * x, layer.kernel, layer.stride, layer.padding, layer.dilation, layer.ceil)
+
+
+@evaluate.register
 def _(layer: Flatten, x: Tensor) -> Tensor:
     return x.flatten(1)
 
@@ -87,7 +97,7 @@ def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
 
 @evaluate.register
 def _(layer: AtLeast, x: Tensor) -> Tensor:
-    return (x >= channels(layer.level, x)).to(x.dtype)
+    return (x >= parameter(aligned(layer.level, x.dim() - 1), x)).to(x.dtype)
 
 
 def affine(layer: Affine, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.errors import GraphError
-from bridge.graph import AtLeast, BiasOnce, Impulse, Layer, LayerGraph, Shape, WindowFire
+from bridge.graph import AtLeast, BiasOnce, Impulse, Layer, LayerGraph, Shape, WindowFire, spread
 
 LOWEST = np.float32(-3.4028235e38)
 """A threshold that every float32 value but itself passes: the node says 1 at every step."""
@@ -71,8 +71,7 @@ def write(layer: Layer, shape: Shape, free: Callable[[str], str]) -> tuple[Nodes
         scale(layer.name, 1.0, source, part["minus"])
         scale(part["minus"], -1.0, integrate(part["shown"], layer.name))
     elif isinstance(layer, AtLeast):
-        level = np.nextafter(layer.level, np.float32(-np.inf)).reshape(-1, *[1] * (len(shape) - 1))
-        threshold(layer.name, np.ascontiguousarray(np.broadcast_to(level, shape)), source)
+        threshold(layer.name, spread(np.nextafter(layer.level, np.float32(-np.inf)), shape), source)
     else:
         clock = integrate(part["clock"], threshold(part["one"], LOWEST, source))
         if isinstance(layer, BiasOnce):
@@ -117,7 +116,7 @@ class Found:
             if isinstance(node, nir.Threshold) and name not in self.layers and name not in self.inside:
                 sources = before[name]
                 if len(sources) == 1 and not isinstance(nodes[sources[0]], nir.I):
-                    level = np.nextafter(_per_channel(node.threshold), np.float32(np.inf))
+                    level = np.nextafter(_reduced(node.threshold), np.float32(np.inf))
                     self.layers[name] = AtLeast(name=name, inputs=(sources[0],), level=level)
 
     def _is(
@@ -231,9 +230,8 @@ def _parameter(node: nir.NIRNode) -> NDArray[np.float32]:
     return np.asarray(value, np.float32)
 
 
-def _per_channel(values: Any) -> NDArray[np.float32]:
+def _reduced(values: Any) -> NDArray[np.float32]:
+    """The value of each channel, or all values where a channel holds several."""
     array = np.asarray(values, np.float32)
     flat = array.reshape(len(array), -1)
-    if (flat != flat[:, :1]).any():
-        raise GraphError("a threshold differs within a channel")
-    return np.ascontiguousarray(flat[:, 0])
+    return np.ascontiguousarray(flat[:, 0] if (flat == flat[:, :1]).all() else array)

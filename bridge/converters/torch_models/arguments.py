@@ -79,6 +79,12 @@ def of_pool(  # type: ignore[no-untyped-def]
     """Signature of F.avg_pool1d and F.avg_pool2d."""
 
 
+def of_max_pool(  # type: ignore[no-untyped-def]
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    """Signature of F.max_pool1d and F.max_pool2d."""
+
+
 def of_adaptive(input, output_size):  # type: ignore[no-untyped-def]
     """Signature of F.adaptive_avg_pool1d and F.adaptive_avg_pool2d."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.converters.index_tracing import convolution
-from bridge.converters.remedies import MIRRORED, THREE_DIMENSIONS
+from bridge.converters.remedies import MIRRORED, THREE_DIMENSIONS, UNEVEN
 from bridge.converters.torch_models.arguments import (
     array,
     bound,
@@ -21,12 +21,14 @@ from bridge.converters.torch_models.arguments import (
     numbers,
     of_adaptive,
     of_conv,
+    of_max_pool,
+    of_mean,
     of_pool,
 )
 from bridge.converters.torch_models.layer_list import LayerList, Turn
 from bridge.converters.torch_models.signals import Signal
 from bridge.errors import ConversionError
-from bridge.graph import Layer, average_pool
+from bridge.graph import Layer, MaxPool, average_pool
 
 
 def conv(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal:
@@ -157,3 +159,61 @@ def adaptive_avg_pool(
     made = layers.turned_signal(source, turn, title)
     layers.check(made, value)
     return made
+
+
+def max_pool(
+    layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor, rank: int
+) -> Signal | None:
+    """A `MaxPool`, where these may be layers."""
+    given = bound(of_max_pool, args, kwargs)
+    expect_batch(given.input, rank + 2)
+    if not layers.maximum or given.return_indices:
+        return None
+    kernel = numbers(given.kernel_size, rank)
+    stride = kernel if given.stride in (None, [], ()) else numbers(given.stride, rank)
+    sizes = {"padding": numbers(given.padding, rank), "dilation": numbers(given.dilation, rank)}
+    return _maximum(layers, title, given.input, value, kernel, stride, ceil=bool(given.ceil_mode), **sizes)
+
+
+def adaptive_max_pool(
+    layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor, rank: int
+) -> Signal | None:
+    """A `MaxPool` with windows of one size."""
+    given = bound(of_adaptive, args, {key: each for key, each in kwargs.items() if key != "return_indices"})
+    expect_batch(given.input, rank + 2)
+    space, out = tuple(given.input.plain.shape[2:]), tuple(value.shape[2:])
+    if not layers.maximum:
+        return None
+    if any(size % o for size, o in zip(space, out, strict=True)):
+        raise ConversionError(UNEVEN)
+    kernel = tuple(size // o for size, o in zip(space, out, strict=True))
+    ones = (1,) * rank
+    return _maximum(layers, title, given.input, value, kernel, kernel, padding=(0,) * rank, dilation=ones, ceil=False)
+
+
+def amax(layers: LayerList, title: str, args: Sequence[Any], kwargs: dict[str, Any], value: Tensor) -> Signal | None:
+    """A `MaxPool` over all of a map, if that is what the dimensions are."""
+    given = bound(of_mean, args, kwargs)
+    rank = given.input.plain.dim() - 2
+    dims = given.dim if isinstance(given.dim, tuple | list) else [given.dim]
+    if not layers.maximum or rank < 1 or None in dims or sorted(d % (rank + 2) for d in dims) != [*range(2, rank + 2)]:
+        return None
+    kernel = tuple(given.input.plain.shape[2:])
+    pooled = value if given.keepdim else value.reshape(*value.shape, *[1] * rank)
+    ones = (1,) * rank
+    made = _maximum(layers, title, given.input, pooled, kernel, kernel, padding=(0,) * rank, dilation=ones, ceil=False)
+    return made.moved(lambda each: [each.reshape(value.shape)], title)[0]
+
+
+def _maximum(
+    layers: LayerList,
+    title: str,
+    source: Any,
+    value: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    **rest: Any,
+) -> Signal:
+    name = layers.settled(source.signal, source.plain)
+    layer = MaxPool(name=layers.name(title), inputs=(name,), kernel=kernel, stride=stride, **rest)
+    return Signal(layers.add(layer, value), tuple(value.shape))

@@ -53,13 +53,15 @@ class LayerList:
     """Layers in the order in which they are made, each held against what the model did with the same input.
 
     ``shapes`` are those of their outputs, without batch; ``outputs`` what they give for ``images`` ``[B, ...]``.
-    ``matrices`` says why a layer that gives a vector is a matrix in the place of something else.
+    ``maximum`` says whether maximum pools may be layers. ``matrices`` says why a layer that gives a vector is a matrix
+    in the place of something else.
     """
 
     input = "input"
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, maximum: bool) -> None:
         self.images = images
+        self.maximum = maximum
         self.layers: list[Layer] = []
         self.shapes: dict[str, Shape] = {}
         self.outputs: dict[str, Tensor] = {}

@@ -28,11 +28,11 @@ BATCH = 2
 """Images that a model is run on: two show whether images are mixed; more would show no more."""
 
 
-def capture(model: nn.Module, given: Shape) -> LayerGraph:
+def capture(model: nn.Module, given: Shape, *, maximum: bool = False) -> LayerGraph:
     """The layers of `model` as it runs at inference on images of shape `given` ``[B, ...]``.
 
     The model is run on random images, not changed; the graph owns copies of its parameters. A module that is called in
-    several places becomes a layer for each of them.
+    several places becomes a layer for each of them. Maximum pools become layers if `maximum`.
 
     Raises:
         ConversionError: an operation has no exact spiking form, a parameter is not finite, or a λ is not positive.
@@ -44,7 +44,7 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
         raise ConversionError("the model has parameters without a shape yet: run it once on an input, and train it")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConversionError(f"{title} is on the meta device, where parameters have no values; load its weights first")
-    tracer, result = _run(model, given, BATCH)
+    tracer, result = _run(model, given, BATCH, maximum)
     several = vars(result) if is_dataclass(result) and not isinstance(result, Tensor) else result
     if isinstance(several, tuple | list | dict) and len(traced_in(several)) == 1 and len(several) == 1:
         (result,) = traced_in(several)
@@ -76,7 +76,7 @@ def capture(model: nn.Module, given: Shape) -> LayerGraph:
     return graph
 
 
-def capture_exported(program: ExportedProgram, given: Shape | None) -> LayerGraph:
+def capture_exported(program: ExportedProgram, given: Shape | None, *, maximum: bool = False) -> LayerGraph:
     """The layers of what torch.export made of a model, on images of the shape that it was exported with.
 
     Where that leaves sizes open, they are those of `given` ``[B, ...]``, if there is one.
@@ -104,13 +104,13 @@ def capture_exported(program: ExportedProgram, given: Shape | None) -> LayerGrap
         )
     if not isinstance(batch, int):  # one that is known to be taken
         batch = program.example_inputs[0][0].shape[0] if program.example_inputs else BATCH
-    return capture(program.module(), (batch, *(int(each or 0) for each in found)))
+    return capture(program.module(), (batch, *(int(each or 0) for each in found)), maximum=maximum)
 
 
-def _run(model: nn.Module, given: Shape, batch: int) -> tuple[Tracer, Any]:
+def _run(model: nn.Module, given: Shape, batch: int, maximum: bool) -> tuple[Tracer, Any]:
     """The model, followed on random images, and what it returned."""
     title = type(model).__name__
-    tracer = Tracer(model, random_images(model, batch, given[1:]))
+    tracer = Tracer(model, random_images(model, batch, given[1:]), maximum)
     try:
         with _as_it_is(model), tracer.following():
             return tracer, model(tracer.input())
@@ -122,7 +122,7 @@ def _run(model: nn.Module, given: Shape, batch: int) -> tuple[Tracer, Any]:
         if tracer.found:  # the model is of no use anyway, and this may be why
             raise _refusal(title, tracer.found) from error
         if batch != given[0]:  # as a model that torch.export has made for one size of batch
-            return _run(model, given, given[0])
+            return _run(model, given, given[0], maximum)
         raise InputError(
             f"example_input: the model does not accept images {list(given[1:])}, at {tracer.at}: "
             f"{error}{remedy(model, given)}"

@@ -22,7 +22,14 @@ from bridge.converters.torch_models.arguments import (
     of_torch_batch_norm,
 )
 from bridge.converters.torch_models.contractions import addmm, einsum, linear, matmul
-from bridge.converters.torch_models.convolutions import adaptive_avg_pool, avg_pool, conv
+from bridge.converters.torch_models.convolutions import (
+    adaptive_avg_pool,
+    adaptive_max_pool,
+    amax,
+    avg_pool,
+    conv,
+    max_pool,
+)
 from bridge.converters.torch_models.layer_list import LayerList
 from bridge.converters.torch_models.reductions import mean, total
 from bridge.converters.torch_models.signals import Signal
@@ -152,6 +159,11 @@ FUNCTIONS: dict[str, Rule] = {
     "avg_pool2d": partial(avg_pool, rank=2),
     "adaptive_avg_pool1d": partial(adaptive_avg_pool, rank=1),
     "adaptive_avg_pool2d": partial(adaptive_avg_pool, rank=2),
+    "max_pool1d": partial(max_pool, rank=1),
+    "max_pool2d": partial(max_pool, rank=2),
+    "adaptive_max_pool1d": partial(adaptive_max_pool, rank=1),
+    "adaptive_max_pool2d": partial(adaptive_max_pool, rank=2),
+    "amax": amax,
     "mean": mean,
     "sum": total,
 }

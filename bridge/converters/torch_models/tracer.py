@@ -107,8 +107,8 @@ class StoppedError(Exception):
 class Tracer:
     """Turns what a model's forward does into layers, one operation after another, while it runs."""
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self.layers = LayerList(images)
+    def __init__(self, model: nn.Module, images: Tensor, maximum: bool) -> None:
+        self.layers = LayerList(images, maximum)
         self.found: dict[str, None] = {}
         self.at = type(model).__name__
         self._paths: dict[nn.Module, str] = {
