@@ -11,7 +11,7 @@ from typing import Any
 from bridge._util.files import replacing
 from bridge.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 """Of ``agreement.json``; it changes when a reader of an older one would misunderstand it."""
 
 PARTS = ("inherited", "clipping", "quantisation", "unevenness")
@@ -112,12 +112,31 @@ class RateError:
 
 
 @dataclass(frozen=True, eq=False)
+class EqualsANN:
+    """Whether a staged network's spike counts are its ANN's activations, by layer, over all images and neurons.
+
+    ``compared``: how many; ``differing``: those that are not equal; ``unexplained``: those of them that neither lie
+    within rounding of an edge between two levels (a tie) nor follow from one that does.
+    """
+
+    compared: dict[str, int]
+    differing: dict[str, int]
+    unexplained: dict[str, int]
+
+    @property
+    def equal(self) -> bool:
+        """Every activation is the ANN's, but for ties."""
+        return not any(self.unexplained.values())
+
+
+@dataclass(frozen=True, eq=False)
 class Agreement:
     """The outcome of `bridge.SpikingNetwork.validate`.
 
     ``neurons``: by spiking layer, in order. ``reference`` is the reference simulator held against the ANN;
     ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
-    by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN.
+    by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN, and
+    for a staged network, which has ``equals_ann`` instead: whether its counts are the ANN's activations.
     ``samples`` holds some neurons and images for the report's pictures (`bridge.validation.samples`), ``environment``
     what it was run on. Example: docs/agreement_schema.md.
     """
@@ -129,6 +148,7 @@ class Agreement:
     backends: dict[str, BackendAgreement]
     between: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     rate_error: RateError | None = None
+    equals_ann: EqualsANN | None = None
     samples: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -158,6 +178,7 @@ class Agreement:
             "backends": backends,
             "between": self.between,
             "rate_error": None if self.rate_error is None else asdict(self.rate_error),
+            "equals_ann": None if self.equals_ann is None else asdict(self.equals_ann),
             "samples": self.samples,
             "environment": self.environment,
         }
@@ -184,6 +205,7 @@ class Agreement:
                 backends={name: _backend(backend) for name, backend in saved["backends"].items()},
                 between=saved["between"],
                 rate_error=None if saved["rate_error"] is None else RateError(**saved["rate_error"]),
+                equals_ann=None if saved["equals_ann"] is None else EqualsANN(**saved["equals_ann"]),
                 samples=saved["samples"],
                 environment=saved["environment"],
             )

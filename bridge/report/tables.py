@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from bridge.agreement import Agreement, BackendAgreement
+from bridge.agreement import Agreement, BackendAgreement, EqualsANN
 
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""
@@ -19,6 +19,8 @@ def table(agreement: Agreement) -> Group:
     Example: docs/agreement.md.
     """
     parts = [_verdicts(agreement), _top1(agreement), _layers(agreement)]
+    if agreement.equals_ann is not None:
+        parts.insert(1, _equality(agreement.equals_ann))
     if any(backend.divergences for backend in agreement.backends.values()):
         parts.append(_divergences(agreement))
     return Group(*parts)
@@ -45,6 +47,18 @@ def _verdict(backend: BackendAgreement) -> str:
     if backend.agreed:
         return f" [yellow]equal but for {backend.ties} float tie(s)"
     return f" [red]{backend.unexplained} spike(s) wrong by themselves"
+
+
+def _equality(equality: EqualsANN) -> Table:
+    verdict = "equal to its ANN" if equality.equal else "not equal to its ANN"
+    result = _table(f"Spike counts against the ANN's activations: {verdict}", "layer")
+    for heading in ("activations", "differing", "not by rounding"):
+        result.add_column(heading, justify="right", min_width=len(heading) + 1)
+    for layer, compared in equality.compared.items():
+        wrong = equality.unexplained[layer]
+        shown = f"[red]{wrong}" if wrong else "[green]0"
+        result.add_row(layer, f"{compared:,}", f"{equality.differing[layer]}", shown)
+    return result
 
 
 def _top1(agreement: Agreement) -> Table:

@@ -24,6 +24,7 @@ from bridge.simulate.ann import activations
 from bridge.simulate.reference import simulate
 from bridge.validation.accumulators import PartsTally, Tally, Targets, largest
 from bridge.validation.divergence import Replay, divergences
+from bridge.validation.equality import EqualityTally
 from bridge.validation.rate_error import error_parts
 from bridge.validation.samples import samples
 
@@ -57,6 +58,7 @@ class Findings:
 
     tallies: dict[str, Tally]
     parts: PartsTally
+    equality: EqualityTally | None
     between: dict[str, dict[str, NDArray[np.int64]]]
     ann_right: int | None
     samples: dict[str, Any]
@@ -69,6 +71,8 @@ class Findings:
             else:
                 self.tallies[name] = tally
         self.parts.add(other.parts)
+        if self.equality is not None and other.equality is not None:
+            self.equality.add(other.equality)
         for pair, layers in other.between.items():
             mine = self.between.get(pair)
             self.between[pair] = layers if mine is None else {n: mine[n] + counts for n, counts in layers.items()}
@@ -86,6 +90,7 @@ def compare(
     x = batch.x
     reference = simulate(graph, x, steps, membranes=ann is not None and not graph.staged)
     parts, targets, ann_right = PartsTally(), Targets(None, None, batch.labels), None
+    equality = EqualityTally.of(graph, ann, x, reference) if ann is not None and graph.staged else None
     if ann is not None:
         values, drives, output = activations(ann, x)
         targets = Targets({n: v.numpy() for n, v in values.items()}, largest(output.numpy()[None])[0], batch.labels)
@@ -124,7 +129,7 @@ def compare(
                 tally.judge_readout(replay)
     between = {f"{a} | {b}": differing(records[a], records[b]) for a, b in itertools.combinations(records, 2)}
     kept = samples(reference, targets.activations) if batch.start == 0 else {}
-    return Findings(tallies, parts, between, ann_right, kept)
+    return Findings(tallies, parts, equality, between, ann_right, kept)
 
 
 def agreement_of(
@@ -162,6 +167,7 @@ def agreement_of(
         backends={name: tallies[name].result(noted) for name, noted in versions.items() if name in tallies},
         between={pair: {n: c.tolist() for n, c in layers.items()} for pair, layers in total.between.items()},
         rate_error=total.parts.result(),
+        equals_ann=None if total.equality is None else total.equality.result(),
         samples=total.samples,
         environment=environment(),
     )
