@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from bridge.network import SpikingNetwork
 
+STEPS = 8
+"""Time steps where none are given."""
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Source = Annotated[str, typer.Argument(help="A .nir file, an .onnx file, or module:function, which returns a model.")]
@@ -29,7 +32,7 @@ Example = Annotated[
     str | None,
     typer.Option("--images", help="Images that a torch model takes, if it does not tell their shape."),
 ]
-Steps = Annotated[int, typer.Option(help="Time steps T.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Time steps T: 8, or a staged network's latency, if left out.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
 
 
@@ -82,6 +85,13 @@ def convert(
     calibrate: Annotated[
         int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
     ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="plain, or staged: spike counts equal the ANN's activations.")
+    ] = "plain",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of a layer's window, with --schedule staged; else its own L.", min=1),
+    ] = None,
 ) -> None:
     """Convert a network and write it as NIR."""
     with _bad_input():
@@ -89,14 +99,13 @@ def convert(
         from bridge.network import RATE_STEPS
 
         example = None if images is None else _images(images)
-        network = _network(source, example)
+        network = _network(source, example, schedule, steps)
         if example is None and (weight_bits is not None or calibrate is not None):
             raise InputError("--weight-bits and --calibrate need calibration images: give them with --images")
         if example is not None and calibrate is not None:
             network = network.calibrate(example, calibrate)
         if example is not None and weight_bits is not None:
-            steps = calibrate or RATE_STEPS
-            network = network.quantize(weight_bits, calibration=example, scheme=scheme, steps=steps)
+            network = network.quantize(weight_bits, calibration=example, scheme=scheme, steps=calibrate or RATE_STEPS)
         network.save(out)
     Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)
 
@@ -150,7 +159,7 @@ def run(
     source: Source,
     images: Images,
     out: Annotated[Path, typer.Argument(help="The .npz file to write: spikes of every layer, and the readout.")],
-    steps: Steps = 8,
+    steps: Steps = None,
     backend: Annotated[str, typer.Option(help="A backend's name, or reference.")] = "reference",
 ) -> None:
     """Run a network on images and keep all its spikes."""
@@ -160,6 +169,7 @@ def run(
         x = _images(images)
         network = _network(source, x)
         x = _in_range(network, images, x)
+        steps = _steps(network, steps)
         if backend == "reference":
             record = network.run(x, steps)
         else:
@@ -173,7 +183,7 @@ def run(
 def validate(
     source: Source,
     images: Images,
-    steps: Steps = 8,
+    steps: Steps = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="A backend's name, or the .npz file of a recorded run; may be repeated.")
     ] = None,
@@ -195,7 +205,7 @@ def validate(
             backends = [Recorded(name) if name.endswith(".npz") else name for name in backend]
         truth = None if labels is None else read_labels(*_path(labels))
         agreement = network.validate(
-            _in_range(network, images, x), steps, backends, labels=truth, images=_limits(limit)
+            _in_range(network, images, x), _steps(network, steps), backends, labels=truth, images=_limits(limit)
         )
         if out is not None:
             agreement.save(out / "agreement.json")
@@ -247,6 +257,13 @@ def report(
     Console(stderr=True).print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
+def _steps(network: SpikingNetwork, steps: int | None) -> int:
+    """T: as given, else a staged network's latency, else `STEPS`."""
+    if steps is not None:
+        return steps
+    return network.latency if network.latency is not None else STEPS
+
+
 @contextmanager
 def _bad_input() -> Iterator[None]:
     """Turn an error that a user can mend into its message and exit status 2."""
@@ -259,10 +276,10 @@ def _bad_input() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _network(source: str, images: Tensor | None) -> SpikingNetwork:
+def _network(source: str, images: Tensor | None, schedule: str = "plain", steps: int | None = None) -> SpikingNetwork:
     from bridge.cli.sources import network
 
-    return network(source, images)
+    return network(source, images, schedule, steps)
 
 
 def _images(text: str) -> Tensor:

@@ -18,13 +18,16 @@ ARRAYS = (".npy", ".npz")
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def network(source: str, images: Tensor | None = None) -> SpikingNetwork:
+def network(
+    source: str, images: Tensor | None = None, schedule: str = "plain", steps: int | None = None
+) -> SpikingNetwork:
     """The network of a ``.nir`` file, of an ``.onnx`` file, or of ``module:function``, which returns a torch model.
 
-    A function may also return a `SpikingNetwork`. A torch model needs `images` to be converted with.
+    A function may also return a `SpikingNetwork`. A torch model that does not tell its input's shape needs `images`.
+    `schedule` and `steps` are those of `bridge.convert`; what is a spiking network already keeps its own.
 
     Raises:
-        InputError: `source` is none of these, or the function failed.
+        InputError: `source` is none of these, or the function failed, or it is a spiking network of another schedule.
         GraphError, ConversionError: as `bridge.load` and `bridge.convert`.
     """
     suffix = Path(source).suffix.lower()
@@ -35,23 +38,31 @@ def network(source: str, images: Tensor | None = None) -> SpikingNetwork:
                 f"{source}: another tool's network, which is run as it is: bridge.load(path).run(x, steps) "
                 "(docs/foreign_graphs.md)"
             )
-        return found
+        return _of_schedule(found, source, schedule)
     if suffix == ".onnx":
-        return convert(source)
+        return convert(source, schedule=schedule, steps=steps)
     module, colon, name = source.partition(":")
     if not colon or not module or not name:
         raise InputError(f"{source}: expected a .nir file, an .onnx file, or module:function, which returns a model")
     model = _made_by(module, name)
     if isinstance(model, SpikingNetwork):
-        return model
+        return _of_schedule(model, source, schedule)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source}: expected a torch.nn.Module or a SpikingNetwork back, got {type(model).__name__}")
     if images is not None:
-        return convert(model, images[:1])
+        return convert(model, images[:1], schedule=schedule, steps=steps)
     try:
-        return convert(model)
+        return convert(model, schedule=schedule, steps=steps)
     except InputError as error:
-        raise InputError(f"{source}: {error}; here, give them with --images") from error
+        hint = "; here, give them with --images" if "input_shape" in str(error) else ""
+        raise InputError(f"{source}: {error}{hint}") from error
+
+
+def _of_schedule(network: SpikingNetwork, source: str, schedule: str) -> SpikingNetwork:
+    """`network`, unless another `schedule` than its own is asked for."""
+    if schedule == "staged" and network.latency is None:
+        raise InputError(f"{source}: a spiking network already, of the plain schedule; give the model it was made from")
+    return network
 
 
 def _made_by(module: str, name: str) -> object:

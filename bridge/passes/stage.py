@@ -104,7 +104,8 @@ def _pool(graph: LayerGraph, pool: MaxPool) -> list[Layer]:
         if len(space) == 1:
             summed = Conv1d(**common, stride=pool.stride[0], padding=padding[0])
         else:
-            summed = Conv2d(**common, stride=pool.stride, padding=padding)
+            pairs: dict[str, Any] = {"stride": pool.stride, "padding": padding}
+            summed = Conv2d(**common, **pairs)
     level = np.full(channels, 0.5)
     if pool.minimum is not None:  # all that is really in the window, where the map ends fewer
         real = evaluate(summed, torch.ones(1, channels, *before, dtype=torch.float64))[0].numpy()

@@ -59,7 +59,7 @@ class LayerList:
 
     input = "input"
 
-    def __init__(self, images: Tensor, maximum: bool) -> None:
+    def __init__(self, images: Tensor, maximum: bool = False) -> None:
         self.images = images
         self.maximum = maximum
         self.layers: list[Layer] = []
