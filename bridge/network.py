@@ -407,7 +407,7 @@ def convert(
             given = _given_shape(model, example_input, input_shape)
             ann = torch_model.capture(model, given, maximum=schedule == "staged")
         elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
-            ann = onnx_capture.capture(Path(model))
+            ann = onnx_capture.capture(Path(model), maximum=schedule == "staged")
         else:
             came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
             raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")

@@ -105,3 +105,22 @@ def test_a_pool_of_what_is_no_spikes_is_refused(between):
 def test_the_plain_schedule_names_the_staged_one():
     with pytest.raises(ConversionError, match=r'average pooling.*schedule="staged"'):
         bridge.convert(Between(KINDS["padded"]).eval(), torch.rand(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "kind", ["before its activation", "padded", "goes on", "dilated", "global", "before a factor of either sign"]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_from_onnx_and_back(kind, tmp_path):
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(1)
+    model, x = Between(KINDS[kind]).eval(), torch.rand(4, 3, 9, 9)
+    torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False)
+    network = bridge.convert(tmp_path / "m.onnx", schedule="staged")
+    with torch.no_grad():
+        np.testing.assert_allclose(network.run(x).outputs()[-1], model(x), rtol=1e-4, atol=1e-5)
+    network.ann_to_onnx(tmp_path / "ann.onnx")
+    again = bridge.convert(tmp_path / "ann.onnx", schedule="staged")
+    np.testing.assert_allclose(again.run(x).outputs()[-1], network.run(x).outputs()[-1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConversionError, match='schedule="staged"'):
+        bridge.convert(tmp_path / "m.onnx")

@@ -6,10 +6,12 @@ data is there, external data stays in the file's folder, and whatever is wrong w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from bridge.converters.onnx_files import pools
 from bridge.converters.onnx_files.file import load
 from bridge.converters.onnx_files.library import require_onnx
 from bridge.converters.onnx_files.reader import Rules, read
@@ -18,10 +20,17 @@ from bridge.errors import BridgeError, GraphError
 from bridge.graph import LayerGraph
 
 EVERY_RULE = Rules(by_operator=RULES, stand_ins=STAND_INS, remedies=REMEDIES, supported=SUPPORTED)
+MAXIMA = {
+    "MaxPool": pools.maximum,
+    "GlobalMaxPool": pools.global_maximum,
+    "ReduceMax": pools.reduce_maximum,
+}
+"""Rules that the staged schedule has besides."""
+STAGED_RULE = replace(EVERY_RULE, by_operator=RULES | MAXIMA)
 
 
-def capture(path: str | Path) -> LayerGraph:
-    """The ANN in the ONNX file at `path`, at inference.
+def capture(path: str | Path, *, maximum: bool = False) -> LayerGraph:
+    """The ANN in the ONNX file at `path`, at inference. Maximum pools become layers if `maximum`.
 
     The file has one input ``[B, C, H, W]``, ``[B, C, N]`` or ``[B, F]`` and one output; only the batch size may be
     symbolic. QCFS is recognised by what it computes: ``λ·clip(floor(z·L/λ + 1/2)/L, 0, 1)`` or
@@ -40,7 +49,7 @@ def capture(path: str | Path) -> LayerGraph:
     path = Path(path)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-            return read(load(path), path, EVERY_RULE)
+            return read(load(path), path, STAGED_RULE if maximum else EVERY_RULE)
     except BridgeError:
         raise
     except Exception as error:  # the file is not ours: whatever onnx or protobuf trip over is the file's fault

@@ -15,7 +15,7 @@ from bridge.converters.onnx_files.weights import convolved, window
 from bridge.converters.torch_models.rules import FUNCTIONS
 from bridge.converters.torch_models.signals import Signal
 from bridge.errors import ConversionError, GraphError
-from bridge.graph import Array, Shape, average_pool
+from bridge.graph import Array, MaxPool, Shape, average_pool
 
 
 def average(reader: Reader, node: Node) -> Value:
@@ -72,6 +72,57 @@ def _pool(reader: Reader, node: Node, kernel: Shape, stride: Shape, padding: Sha
     arguments = (source, kernel, stride, padding)
     result = placeholder((reader.batch, channels, *out))
     signal = FUNCTIONS[f"avg_pool{len(kernel)}d"](reader.layers, node.title, arguments, {}, result)
+    assert signal is not None
+    return reader.made_of(node, signal)[0]
+
+
+def maximum(reader: Reader, node: Node) -> Value:
+    """A `MaxPool`, which the staged schedule has."""
+    source = reader.source(node)
+    channels, *space = source.signal.shape[1:]
+    kernel = tuple(node.get("kernel_shape", ()))
+    stride, dilation, before, after = window(node, kernel or (0,), (channels, *space))
+    _expect_dimensions(kernel)
+    if before != after:
+        raise ConversionError(f"it pads {before} in front and {after} behind; pad the same on both sides")
+    return _maximum(reader, node, kernel, stride, before, dilation, bool(node.get("ceil_mode", 0)))
+
+
+def global_maximum(reader: Reader, node: Node) -> Value:
+    """A `MaxPool` over all of a map."""
+    kernel = reader.source(node).signal.shape[2:]
+    _expect_dimensions(kernel)
+    ones = (1,) * len(kernel)
+    return _maximum(reader, node, kernel, kernel, (0,) * len(kernel), ones, False)
+
+
+def reduce_maximum(reader: Reader, node: Node) -> Value:
+    """A `MaxPool` over all of a map, if that is what the axes are."""
+    rank = len(reader.data(node).shape)
+    if reader.axes(node, rank) != tuple(range(2, rank)) or rank < 3:
+        raise ConversionError(
+            "a maximum over other dimensions than those of space has no spiking form; pool over space"
+        )
+    pooled = global_maximum(reader, node)
+    if node.get("keepdims", 1):
+        return pooled
+    assert isinstance(pooled, Data)
+    signal = pooled.signal.moved(lambda each: [each.flatten(1)], node.title)[0]
+    return reader.made_of(node, signal)[0]
+
+
+def _maximum(
+    reader: Reader, node: Node, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, ceil: bool
+) -> Data:
+    source = reader.source(node)
+    pool = MaxPool(
+        name=node.title, inputs=("",), kernel=kernel, stride=stride, padding=padding, dilation=dilation, ceil=ceil
+    )
+    out = pool.output_shape(source.signal.shape[1:])
+    reader.layers.maximum = True
+    arguments = (source, kernel, stride, padding, dilation, ceil)
+    result = placeholder((reader.batch, *out))
+    signal = FUNCTIONS[f"max_pool{len(kernel)}d"](reader.layers, node.title, arguments, {}, result)
     assert signal is not None
     return reader.made_of(node, signal)[0]
 

@@ -29,6 +29,7 @@ from bridge.graph import (
     Layer,
     LayerGraph,
     Linear,
+    MaxPool,
     Scale,
     Shape,
     SumPool2d,
@@ -167,6 +168,19 @@ def _sum_pool(parts: Parts, layer: SumPool2d, shape: Shape) -> None:
     )
 
 
+def _max_pool(parts: Parts, layer: MaxPool, shape: Shape) -> None:
+    """MaxPool; a minimum is the maximum of what is times −1, times −1."""
+    sizes = {"kernel_shape": layer.kernel, "strides": layer.stride, "dilations": layer.dilation}
+    options = {**sizes, "pads": (*layer.padding, *layer.padding), "ceil_mode": int(layer.ceil)}
+    if layer.minimum is None:
+        parts.node("MaxPool", layer.name, layer.inputs, **options)
+        return
+    sign = parts.tensor(f"{layer.name}.sign", aligned(np.where(layer.minimum, -1.0, 1.0), len(shape)))
+    turned = parts.node("Mul", f"{layer.name}/turned", (*layer.inputs, sign))
+    largest = parts.node("MaxPool", f"{layer.name}/largest", (turned,), **options)
+    parts.node("Mul", layer.name, (largest, sign))
+
+
 def _flatten(parts: Parts, layer: Flatten, shape: Shape) -> None:
     parts.node("Flatten", layer.name, layer.inputs, axis=1)
 
@@ -208,6 +222,7 @@ RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     Scale: _scale,
     AvgPool2d: _avg_pool,
     SumPool2d: _sum_pool,
+    MaxPool: _max_pool,
     Flatten: _flatten,
     Add: _add,
     Concat: _concat,
