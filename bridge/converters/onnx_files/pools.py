@@ -101,7 +101,7 @@ def reduce_maximum(reader: Reader, node: Node) -> Value:
     rank = len(reader.data(node).shape)
     if reader.axes(node, rank) != tuple(range(2, rank)) or rank < 3:
         raise ConversionError(
-            "a maximum over other dimensions than those of space has no spiking form; pool over space"
+            "a maximum over other dimensions than space has no spiking form; pool over space"
         )
     pooled = global_maximum(reader, node)
     if node.get("keepdims", 1):
