@@ -116,12 +116,14 @@ class EqualsANN:
     """Whether a staged network's spike counts are its ANN's activations, by layer, over all images and neurons.
 
     ``compared``: how many; ``differing``: those that are not equal; ``unexplained``: those of them that neither lie
-    within rounding of an edge between two levels (a tie) nor follow from one that does.
+    within rounding of an edge between two levels (a tie) nor follow from one that does. ``windows``: the first and the
+    last step at which each layer may fire, counted from 1.
     """
 
     compared: dict[str, int]
     differing: dict[str, int]
     unexplained: dict[str, int]
+    windows: dict[str, list[int]]
 
     @property
     def equal(self) -> bool:

@@ -52,12 +52,13 @@ def _verdict(backend: BackendAgreement) -> str:
 def _equality(equality: EqualsANN) -> Table:
     verdict = "equal to its ANN" if equality.equal else "not equal to its ANN"
     result = _table(f"Spike counts against the ANN's activations: {verdict}", "layer")
-    for heading in ("activations", "differing", "not by rounding"):
+    for heading in ("fires at steps", "activations", "differing", "not by rounding"):
         result.add_column(heading, justify="right", min_width=len(heading) + 1)
     for layer, compared in equality.compared.items():
         wrong = equality.unexplained[layer]
         shown = f"[red]{wrong}" if wrong else "[green]0"
-        result.add_row(layer, f"{compared:,}", f"{equality.differing[layer]}", shown)
+        first, last = equality.windows[layer]
+        result.add_row(layer, f"{first}–{last}", f"{compared:,}", f"{equality.differing[layer]}", shown)
     return result
 
 

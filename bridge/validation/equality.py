@@ -23,6 +23,7 @@ class EqualityTally:
     compared: dict[str, int] = field(default_factory=dict)
     differing: dict[str, int] = field(default_factory=dict)
     unexplained: dict[str, int] = field(default_factory=dict)
+    windows: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: LayerGraph, ann: LayerGraph, x: Tensor, record: SpikeRecord) -> EqualityTally:
@@ -53,6 +54,7 @@ class EqualityTally:
             rounding = SLACK * max(error * unit, float(np.abs(level).max(initial=0.0)) * 2.0**-24)
             tie = np.abs(level - np.rint(level)) <= rounding
             follows = before.reshape(-1, *[1] * (wrong.ndim - 1))
+            tally.windows[layer.name] = [node.opens + 1, node.opens + node.steps]
             tally.compared[layer.name] = wrong.size
             tally.differing[layer.name] = int(wrong.sum())
             tally.unexplained[layer.name] = int((wrong & ~tie & ~follows).sum())
@@ -71,4 +73,4 @@ class EqualityTally:
 
     def result(self) -> EqualsANN:
         """What it all comes to."""
-        return EqualsANN(self.compared, self.differing, self.unexplained)
+        return EqualsANN(self.compared, self.differing, self.unexplained, self.windows)
