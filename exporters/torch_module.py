@@ -54,6 +54,28 @@ class Scaling(nn.Module):
         return x * self.scale
 
 
+class Threshold(nn.Module):
+    """``y = [x ≥ level]`` for signals ``[..., C, H, W]``, `level` ``[C, 1, 1]``.
+
+    Gradients pass it as they would a sigmoid: else none would reach what stands before a maximum.
+    """
+
+    level: Tensor
+
+    def __init__(self, level: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("level", level)
+
+    def forward(self, x: Tensor) -> Tensor:
+        smooth = (x - self.level).sigmoid()
+        return (x >= self.level).to(x.dtype) + (smooth - smooth.detach())
+
+
+def clock(x: Tensor) -> Tensor:
+    """The number of the first time step, 0, for each image of `x` ``[B, ...]``, to broadcast over it."""
+    return x.new_zeros(len(x), *[1] * (x.dim() - 1))
+
+
 def build(
     graph: LayerGraph,
     library: Any,
@@ -88,16 +110,11 @@ def build(
             continue
         if not layer.name.isidentifier() or hasattr(fx.GraphModule, layer.name):
             raise GraphError(f"layer {layer.name!r}: a torch module cannot have a child of this name; rename the node")
-        if isinstance(layer, AtLeast):
-            modules[layer.name] = Threshold(tensor(aligned(layer.level, len(graph.shapes[layer.name]))).clone())
-        elif isinstance(layer, Scale):
+        if isinstance(layer, Scale):
             modules[layer.name] = Scaling(tensor(aligned(layer.scale, len(graph.shapes[layer.name]))).clone())
-        elif isinstance(layer, WindowFire | Impulse | BiasOnce):
-            if staged is None:
-                raise GraphError(
-                    f"layer {layer.name!r}: this backend has no staged neuron yet; run it on another, or convert with "
-                    "schedule='plain'"
-                )
+        elif isinstance(layer, AtLeast):
+            modules[layer.name] = Threshold(tensor(aligned(layer.level, len(graph.shapes[layer.name]))).clone())
+        elif staged is not None and isinstance(layer, WindowFire | Impulse | BiasOnce):
             modules[layer.name] = staged(layer)
         elif isinstance(layer, IntegrateFire):
             modules[layer.name] = neuron(layer, len(graph.shapes[layer.name]))
@@ -138,19 +155,6 @@ def _(layer: AvgPool2d, library: Any) -> nn.Module:
 @_module.register
 def _(layer: SumPool2d, library: Any) -> nn.Module:
     return cast(nn.Module, library.AvgPool2d(layer.kernel, layer.stride, layer.padding, divisor_override=1))
-
-
-class Threshold(nn.Module):
-    """``y = [x ≥ level]``; `level` has as many dimensions as a signal, ``[C, 1, 1]`` or ``[C, H, W]``."""
-
-    level: Tensor
-
-    def __init__(self, level: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("level", level)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x >= self.level).to(x.dtype)
 
 
 @_module.register

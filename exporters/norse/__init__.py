@@ -1,4 +1,7 @@
-"""Norse: torch's own layers and a cell built on Norse's own ``SNNCell``, with Norse's soft reset."""
+"""Norse: torch's own layers and a cell built on Norse's own ``SNNCell``, with Norse's soft reset.
+
+Beyond the common shape: `staged` holds the cells of staged networks.
+"""
 
 from exporters.norse.backend import Norse
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, cast
 
 import nir
 import numpy as np
@@ -17,16 +16,15 @@ from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
-if TYPE_CHECKING:
-    from exporters.norse.neuron import SoftResetIAFCell
-
 
 class Norse:
     """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.norse.neuron.SoftResetIAFCell`.
 
     It is called as Norse's ``SequentialState`` is, ``readout, state = net(x, state)`` for one time step's input
     ``[B, *input]``, and starts afresh where no state is given. The state is ``{layer: IAFState(z, v)}``: each layer's
-    spikes of this step, and its potentials after reset. Whatever Norse does with stateful modules works:
+    spikes of this step, and its potentials after reset. In a staged network it is ``WindowIAFState(z, v, step)``, and
+    the layers that count steps beside the neurons have a ``ClockState`` (`exporters.norse.staged`). Whatever Norse does
+    with stateful modules works:
 
     >>> import norse.torch as snn
     >>> net = Norse().export(nir.read("net.nir", type_check=False))
@@ -54,7 +52,12 @@ class Norse:
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:
+        from exporters.norse.neuron import SoftResetIAFCell
+        from exporters.norse.staged import WindowIAFCell
+
         check_input(native.meta["input_shape"], x, steps)
+        kinds = SoftResetIAFCell | WindowIAFCell
+        cells = {name: cell for name, cell in native.named_children() if isinstance(cell, kinds)}
         images = tensor(x)
         parameter = next(native.parameters(), images)
         images = images.to(device=parameter.device, dtype=parameter.dtype)
@@ -62,11 +65,13 @@ class Norse:
         with torch.no_grad():
             for _ in range(steps):
                 readout, state = native(images, state)
-                recorder = recorder or Recorder(self.name, {name: tuple(z.shape[1:]) for name, (z, _) in state.items()})
-                for name, (z, v) in state.items():
-                    cell = cast("SoftResetIAFCell", native.get_submodule(name))
-                    membrane = (v + cell.p.theta * z).cpu().numpy() if membranes else None
-                    recorder.spikes(name, z.cpu().numpy(), membrane)
+                shapes = {name: tuple(state[name].z.shape[1:]) for name in cells}
+                recorder = recorder or Recorder(self.name, shapes, summed=native.meta["staged"])
+                for name, cell in cells.items():
+                    z, v = state[name].z, state[name].v
+                    if isinstance(cell, SoftResetIAFCell):  # in a window, no spike takes anything off
+                        v = v + cell.p.theta * z
+                    recorder.spikes(name, z.cpu().numpy(), v.cpu().numpy() if membranes else None)
                 recorder.readout(readout.cpu().numpy())
         assert recorder is not None  # there is at least one step
         return recorder.finish()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from norse.torch.module.snn import SNNCell
 from torch import fx, nn
 
 from bridge.graph import LayerGraph
-from exporters.norse.neuron import SoftResetIAFCell, neuron_of
+from exporters.norse.neuron import neuron_of
+from exporters.norse.staged import staged_module
 from exporters.torch_module import build
 
 
 def build_network(graph: LayerGraph) -> fx.GraphModule:
     """The module of `graph`, ``readout, state = net(x, state)``. Raises `GraphError` for a layer without a rule."""
-    return _with_state(build(graph, nn, neuron_of, "NorseNetwork"))
+    return _with_state(build(graph, nn, neuron_of, "NorseNetwork", staged_module))
 
 
 def state_of(state: dict[str, Any] | None, layer: str) -> Any:
@@ -30,7 +32,7 @@ def _with_state(network: fx.GraphModule) -> fx.GraphModule:
         before = calls.placeholder("state", default_value=None)
     after: dict[str, fx.Node] = {}
     for node in others:
-        if node.op != "call_module" or not isinstance(network.get_submodule(node.target), SoftResetIAFCell):
+        if node.op != "call_module" or not isinstance(network.get_submodule(node.target), SNNCell):
             continue
         layer, readers = node.target, tuple(node.users)
         with calls.inserting_before(node):

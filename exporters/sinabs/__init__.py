@@ -1,4 +1,7 @@
-"""Sinabs: torch's own layers and Sinabs' own ``IAFSqueeze``, which as configured here is exactly the neuron."""
+"""Sinabs: torch's own layers and Sinabs' own ``IAFSqueeze``, which as configured here is exactly the neuron.
+
+Beyond the common shape: `staged` holds the layers of staged networks.
+"""
 
 from exporters.sinabs.backend import Sinabs
 

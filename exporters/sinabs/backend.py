@@ -21,7 +21,8 @@ INSTALL = "pip install matplotlib nirtorch pbr && pip install --no-deps sinabs==
 
 
 class Sinabs:
-    """Native object: a `torch.fx.GraphModule` of torch layers and ``sinabs.layers.IAFSqueeze``.
+    """Native object: a `torch.fx.GraphModule` of torch layers and ``sinabs.layers.IAFSqueeze``, or in a staged network
+    the layers of `exporters.sinabs.staged`.
 
     Like all of Sinabs' squeezed layers it takes ``[B·T, *input]``, the T steps of an image one after the other, and
     keeps its state between calls: ``sinabs.set_batch_size(net, B)`` tells it B, which is 1 at first, and
@@ -38,33 +39,43 @@ class Sinabs:
     @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from exporters.sinabs.neuron import neuron_of
+        from exporters.sinabs.staged import staged_module
 
         # Sinabs' own SumPool2d is no sum in floating point: torch.nn.LPPool2d multiplies an average.
-        return build(from_nir(graph), nn, neuron_of, "SinabsNetwork")
+        return build(from_nir(graph), nn, neuron_of, "SinabsNetwork", staged_module)
 
     @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:
-        from sinabs.layers import IAFSqueeze
+        from sinabs.layers import IAFSqueeze, SqueezeMixin
 
-        neurons: dict[str, Any] = {n: m for n, m in native.named_modules() if isinstance(m, IAFSqueeze)}
-        sizes = {neuron: (neuron.batch_size, neuron.num_timesteps) for neuron in neurons.values()}
-        for neuron in neurons.values():
-            neuron.batch_size, neuron.num_timesteps = -1, 1
-            _forget(neuron)
+        from exporters.sinabs.staged import WindowIAFSqueeze
+
+        kinds = IAFSqueeze | WindowIAFSqueeze
+        neurons: dict[str, Any] = {n: m for n, m in native.named_modules() if isinstance(m, kinds)}
+        squeezed: list[Any] = [module for module in native.modules() if isinstance(module, SqueezeMixin)]
+        sizes = {module: (module.batch_size, module.num_timesteps) for module in squeezed}
+        for module in squeezed:
+            module.batch_size, module.num_timesteps = -1, 1
+            _forget(module)
         try:
             return run(self.name, native, neurons, _potential, x, steps, membranes)
         finally:
-            for neuron, (neuron.batch_size, neuron.num_timesteps) in sizes.items():
-                _forget(neuron)
+            for module, (module.batch_size, module.num_timesteps) in sizes.items():
+                _forget(module)
 
 
-def _forget(neuron: nn.Module) -> None:
-    """Make `neuron` as it was before its first step: Sinabs' ``reset_states`` would keep it to one batch size."""
-    neuron.v_mem = cast(Tensor, neuron.v_mem).new_zeros(0)
+def _forget(layer: nn.Module) -> None:
+    """Make `layer` as it was before its first step: Sinabs' ``reset_states`` would keep it to one batch size."""
+    for name, state in list(layer.named_buffers()):
+        setattr(layer, name, state.new_zeros(0))
 
 
 def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
+    from exporters.sinabs.staged import WindowIAFSqueeze
+
+    if isinstance(neuron, WindowIAFSqueeze):
+        return neuron.v_mem  # no spike takes anything off
     taken_off = cast(Any, neuron.reset_fn).subtract_value
     return cast(Tensor, neuron.v_mem) + spikes * torch.as_tensor(taken_off).to(spikes)

@@ -1,4 +1,7 @@
-"""snnTorch: torch's own layers and a subclass of snnTorch's own ``Leaky`` without leak."""
+"""snnTorch: torch's own layers and a subclass of snnTorch's own ``Leaky`` without leak.
+
+Beyond the common shape: `staged` holds the neurons of staged networks.
+"""
 
 from exporters.snntorch.backend import SnnTorch
 

@@ -17,7 +17,8 @@ from exporters.torch_module import build, run
 
 
 class SnnTorch:
-    """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`.
+    """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`, or in a
+    staged network the modules of `exporters.snntorch.staged`.
 
     The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it. Example:
     docs/backends.md.
@@ -31,20 +32,26 @@ class SnnTorch:
     @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from exporters.snntorch.neuron import neuron_of
+        from exporters.snntorch.staged import staged_module
 
-        return build(from_nir(graph), nn, neuron_of, "SnnTorchNetwork")
+        return build(from_nir(graph), nn, neuron_of, "SnnTorchNetwork", staged_module)
 
     @neutral()
     def run(
         self, native: fx.GraphModule, x: NDArray[np.float32], steps: int, *, membranes: bool = False
     ) -> SpikeRecord:
-        from exporters.snntorch.neuron import SoftResetIF
+        from snntorch import Leaky
 
-        neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, SoftResetIF)}
+        from exporters.snntorch.neuron import SoftResetIF
+        from exporters.snntorch.staged import WindowIF
+
+        kinds = SoftResetIF | WindowIF
+        neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, kinds)}
 
         def reset() -> None:  # snntorch.utils.reset would also reset every other network in the process
-            for neuron in neurons.values():
-                neuron.reset_mem()  # type: ignore[operator]
+            for module in native.modules():
+                if isinstance(module, Leaky):
+                    module.reset_mem()
 
         reset()
         try:
@@ -54,4 +61,8 @@ class SnnTorch:
 
 
 def _potential(neuron: nn.Module, spikes: Tensor) -> Tensor:
+    from exporters.snntorch.staged import WindowIF
+
+    if isinstance(neuron, WindowIF):
+        return cast(Tensor, neuron.mem)  # no spike takes anything off
     return cast(Tensor, neuron.mem) + cast(Tensor, neuron.threshold) * spikes

@@ -1,4 +1,7 @@
-"""SpikingJelly: its own layers and its own `ActivationAwareIFNode`, single-step or multi-step as the user likes."""
+"""SpikingJelly: its own layers and its own `ActivationAwareIFNode`, single-step or multi-step as the user likes.
+
+Beyond the common shape: `staged` holds the nodes of staged networks.
+"""
 
 from exporters.spikingjelly.backend import SpikingJelly
 

@@ -38,9 +38,11 @@ class SpikingJelly:
         from spikingjelly.activation_based import layer
 
         from exporters.spikingjelly.neuron import neuron_of
+        from exporters.spikingjelly.staged import staged_module
 
         network = from_nir(graph)
-        return build(network, layer, partial(neuron_of, integer=network.integer), "SpikingJellyNetwork")
+        neuron = partial(neuron_of, integer=network.integer)
+        return build(network, layer, neuron, "SpikingJellyNetwork", staged_module)
 
     @neutral()
     def run(
@@ -48,7 +50,10 @@ class SpikingJelly:
     ) -> SpikeRecord:
         from spikingjelly.activation_based import base, functional, neuron
 
-        neurons = {name: m for name, m in native.named_modules() if isinstance(m, neuron.ActivationAwareIFNode)}
+        from exporters.spikingjelly.staged import WindowIFNode
+
+        kinds = neuron.ActivationAwareIFNode | WindowIFNode
+        neurons = {name: m for name, m in native.named_modules() if isinstance(m, kinds)}
         modes = {m: m.step_mode for m in native.modules() if isinstance(m, base.StepModule)}
         functional.set_step_mode(native, "s")
         functional.reset_net(native)
@@ -61,5 +66,9 @@ class SpikingJelly:
 
 
 def _potential(node: nn.Module, spikes: Tensor) -> Tensor:
+    from exporters.spikingjelly.staged import WindowIFNode
+
+    if isinstance(node, WindowIFNode):
+        return cast(Tensor, node.v)  # no spike takes anything off
     threshold = torch.as_tensor(node.v_threshold, device=spikes.device)
     return cast(Tensor, node.v) + spikes * threshold.reshape(-1, *[1] * (spikes.dim() - 2))
