@@ -43,7 +43,7 @@ class OnnxRuntime:
         session = native.membranes_session if membranes else native.spikes_session
         values = native.run(session, x, steps)
         layers = dict(zip(native.source.spiking, native.graph.spiking, strict=True))
-        recorder = Recorder(self.name, {name: native.source.shapes[name] for name in layers})
+        recorder = Recorder(self.name, {name: native.source.shapes[name] for name in layers}, native.source.staged)
         for t in range(steps):
             for name, called in layers.items():
                 recorder.spikes(name, values[called + SPIKES][t], values[called + MEMBRANES][t] if membranes else None)

@@ -24,7 +24,10 @@ from exporters.onnx_runtime.names import (
     MEMBRANE,
     MEMBRANES,
     NEXT,
+    NEXT_ITERATION,
+    ONE_ITERATION,
     OUTPUT,
+    OVER_TIME,
     POTENTIAL,
     READOUT,
     READOUT_NOW,
@@ -35,7 +38,7 @@ from exporters.onnx_runtime.names import (
     X,
     zeros,
 )
-from exporters.onnx_runtime.rules import RULES, Parts, in_bytes
+from exporters.onnx_runtime.rules import RULES, Parts, counts_steps, in_bytes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -46,9 +49,10 @@ BATCH, TIME = "batch", "time"
 def over_time(graph: LayerGraph, *, spikes: bool = False, membranes: bool = False) -> ModelProto:
     """From images ``x`` ``[B, *input]`` and ``steps``, an int64 scalar T, to what the network says over T steps.
 
-    Outputs are ``output`` ``[B, ...]``, the mean of the readout over all steps, and ``readout`` ``[T, B, ...]``. With
-    `spikes`, also ``<layer>_spikes``, bool ``[T, B, *shape]``, for each spiking layer; with `membranes`,
-    ``<layer>_membranes``, float32, the potential after integration and before reset.
+    Outputs are ``output`` ``[B, ...]``, the mean of the readout over all steps or a staged network's sum, and
+    ``readout`` ``[T, B, ...]``. With `spikes`, also ``<layer>_spikes``, bool ``[T, B, *shape]``, for each spiking
+    layer; with `membranes`, ``<layer>_membranes``, float32, the potential after integration and before reset (in a
+    staged network, after the window's).
 
     One ``Loop`` runs over the steps and carries the potentials, zero at first. What depends on the images alone is
     computed once, before it. (`Scan` is as fast but wants something to scan. Taking all steps layer by layer is faster
@@ -57,11 +61,12 @@ def over_time(graph: LayerGraph, *, spikes: bool = False, membranes: bool = Fals
     Raises `GraphError`: a layer has no rule, or the weights take more than 2 GB.
     """
     onnx = require_onnx()
-    model = _empty(graph, f"{X} and the number of time steps in; the mean of the readout over the steps out")
+    taken = "sum" if graph.staged else "mean"
+    model = _empty(graph, f"{X} and the number of time steps in; the {taken} of the readout over the steps out")
     parts = _parts(model.graph, graph)
     model.graph.input.append(_float(X, graph.input.shape, f"images, the same at every step: {BATCH} first"))
     model.graph.input.append(onnx.helper.make_tensor_value_info(STEPS, onnx.TensorProto.INT64, [], "T, at least 1"))
-    model.graph.output.append(_float(OUTPUT, _out(graph), f"mean of {READOUT} over all steps"))
+    model.graph.output.append(_float(OUTPUT, _out(graph), f"{taken} of {READOUT} over all steps"))
     model.graph.output.append(_float(READOUT, _out(graph), "output of the last layer at each step", over_time=True))
     for layer in graph.layers[1:]:
         if layer.name in graph.constant:
@@ -87,7 +92,11 @@ def over_time(graph: LayerGraph, *, spikes: bool = False, membranes: bool = Fals
     body = loop.attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g
     _fill_body(body, graph)
     body.output.extend(info for _, info in recorded)
-    parts.node("ReduceMean", OUTPUT, (READOUT,), axes=[0], keepdims=0)
+    if graph.staged:
+        axes = parts.stored(OVER_TIME, np.array([0], np.int64))
+        parts.node("ReduceSum", OUTPUT, (READOUT, axes), keepdims=0)
+    else:
+        parts.node("ReduceMean", OUTPUT, (READOUT,), axes=[0], keepdims=0)
     return _checked(model)
 
 
@@ -95,7 +104,9 @@ def one_step(graph: LayerGraph) -> ModelProto:
     """One time step, for streaming: state in, state out, zeros at first. The images may differ from step to step.
 
     Inputs are ``x`` ``[B, *input]`` and, for each spiking layer, ``<layer>_potential`` ``[B, *shape]``; outputs are
-    ``readout`` ``[B, ...]`` and ``<layer>_potential_next``, the input of the same layer at the next step.
+    ``readout`` ``[B, ...]`` and ``<layer>_potential_next``, the input of the same layer at the next step. That of a
+    staged network also takes ``iteration``, an int64 scalar, the number of the step from 0, and gives
+    ``iteration_next``.
 
     Raises `GraphError`: a layer has no rule, or the weights take more than 2 GB.
     """
@@ -106,6 +117,12 @@ def one_step(graph: LayerGraph) -> ModelProto:
     for name in graph.spiking:
         model.graph.input.append(_float(name + POTENTIAL, graph.shapes[name], "zeros at the first step"))
         model.graph.output.append(_float(name + NEXT, graph.shapes[name], f"{name + POTENTIAL} of the next step"))
+    if counts_steps(graph):
+        kinds = require_onnx().TensorProto
+        model.graph.input.append(_described(ITERATION, kinds.INT64, (), "number of the step, 0 at the first"))
+        model.graph.output.append(_described(NEXT_ITERATION, kinds.INT64, (), f"{ITERATION} of the next step"))
+        one = parts.stored(ONE_ITERATION, np.array(1, np.int64))
+        parts.node("Add", NEXT_ITERATION, (ITERATION, one))
     for layer in graph.layers[1:]:
         parts.layer(layer, graph.shapes[layer.name])
     parts.node("Identity", READOUT, (graph.output.name,))

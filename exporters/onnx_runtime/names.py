@@ -9,14 +9,26 @@ from bridge.graph import LayerGraph, Shape
 X, STEPS, READOUT, OUTPUT = "x", "steps", "readout", "output"
 BATCH_SIZE, LOOP, READOUT_NOW = "batch_size", "time_steps", "readout_now"
 ITERATION, GO_ON, GOES_ON = "iteration", "go_on", "goes_on"
-RESERVED = {X, STEPS, READOUT, OUTPUT, BATCH_SIZE, LOOP, READOUT_NOW, ITERATION, GO_ON, GOES_ON}
+"""Of the loop; a staged network's model of one step takes the number of the step, from 0, as ITERATION, too."""
+NEXT_ITERATION, ONE_ITERATION, OVER_TIME = "iteration_next", "one_iteration", "over_time"
+RESERVED = {
+    *(X, STEPS, READOUT, OUTPUT, BATCH_SIZE, LOOP, READOUT_NOW, ITERATION, GO_ON, GOES_ON),
+    *(NEXT_ITERATION, ONE_ITERATION, OVER_TIME),
+}
 """Values, and the one node without a value of its name, that belong to no layer."""
 
 MEMBRANE = "_membrane"
 """u at one step: after integration, before reset."""
 FIRED = "_fired"
 TAKEN = "_taken"
-"""What the reset takes off where a neuron fired, unless that is 1."""
+"""What the reset takes off where a neuron fired, unless that is 1; in a staged network, at this step."""
+DRIVEN = "_driven"
+"""u in a staged network after integration, before the reset, which comes before the test there."""
+ABOVE = "_above"
+"""Whether u has reached the level; a neuron of a staged network fires only in its window."""
+OPEN, BEFORE_END, IN_WINDOW = "_open", "_before_end", "_in_window"
+FIRST, FIRST_BIAS = "_first", "_first_bias"
+"""Whether this is the first step; and the bias that enters there alone."""
 POTENTIAL = "_potential"
 """What a step leaves to the next: u after reset, 0 at first."""
 NEXT = "_potential_next"
@@ -24,12 +36,15 @@ FINAL = "_potential_final"
 SPIKES, MEMBRANES = "_spikes", "_membranes"
 """Of all steps."""
 INPUT_BYTES, SUMS_INT32, SUMS = "_input_uint8", "_sums_int32", "_sums"
-PARTS = (MEMBRANE, FIRED, TAKEN, POTENTIAL, NEXT, FINAL, SPIKES, MEMBRANES, INPUT_BYTES, SUMS_INT32, SUMS)
+PARTS = (
+    *(MEMBRANE, FIRED, TAKEN, POTENTIAL, NEXT, FINAL, SPIKES, MEMBRANES, INPUT_BYTES, SUMS_INT32, SUMS),
+    *(DRIVEN, ABOVE, OPEN, BEFORE_END, IN_WINDOW, FIRST, FIRST_BIAS),
+)
 SIZE, WHOLE = ".size", ".shape"
 """Of zeros: without and with the batch."""
 BYTES = "_int8"
 """Parameters as the file stores them, before they are widened."""
-PARAMETERS = (".weight", ".bias", ".scale", ".level", ".threshold")
+PARAMETERS = (".weight", ".bias", ".scale", ".level", ".threshold", ".opens", ".end", ".first", ".zero")
 
 
 def zeros(shape: Shape) -> str:

@@ -18,7 +18,18 @@ from bridge.converters.onnx_files.writer import require_onnx
 from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
 from exporters.onnx_runtime.models import one_step, over_time
-from exporters.onnx_runtime.names import NEXT, OUTPUT, POTENTIAL, READOUT, STEPS, X, unambiguous
+from exporters.onnx_runtime.names import (
+    ITERATION,
+    NEXT,
+    NEXT_ITERATION,
+    OUTPUT,
+    POTENTIAL,
+    READOUT,
+    STEPS,
+    X,
+    unambiguous,
+)
+from exporters.onnx_runtime.rules import counts_steps
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -72,7 +83,8 @@ class OnnxNetwork:
     def __call__(self, x: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
         """The output for images `x` ``[B, *input]``: mean of the readout over `steps` steps, ``[B, ...]``.
 
-        Raises `InputError` for images of another shape, NaN, or fewer than one step.
+        A staged network's is the sum, complete after its latency. Raises `InputError` for images of another shape, NaN,
+        or fewer than one step.
         """
         return self.run(self.session, x, steps)[OUTPUT]
 
@@ -82,9 +94,12 @@ class OnnxNetwork:
         return _run(session, {X: _float32(x), STEPS: np.array(steps, np.int64)})
 
     def initial_state(self, batch: int) -> Values:
-        """The potentials before the first step, for `batch` images: zeros, by the name of their input."""
+        """The potentials before the first step, for `batch` images: zeros, by the name of their input.
+
+        With them, the number of the step, if the network is staged.
+        """
         batch = positive(batch, "batch")
-        return {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes(batch).items()}
+        return {name: np.zeros(shape, self._type(name)) for name, shape in self._state_shapes(batch).items()}
 
     def step(self, x: NDArray[np.float32], state: Values) -> tuple[NDArray[np.float32], Values]:
         """One time step: readout ``[B, ...]``, and the state for the next one. `state` itself stays as it is.
@@ -95,8 +110,10 @@ class OnnxNetwork:
         wanted, came = self._state_shapes(len(x)), {name: values.shape for name, values in state.items()}
         if came != wanted:
             raise InputError(f"expected the state of {len(x)} images as initial_state gives it, {wanted}; got {came}")
-        values = _run(self.step_session, {X: _float32(x), **{name: _float32(values) for name, values in state.items()}})
-        return values[READOUT], {name + POTENTIAL: values[name + NEXT] for name in self.graph.spiking}
+        given = {name: np.asarray(values, self._type(name), order="C") for name, values in state.items()}
+        values = _run(self.step_session, {X: _float32(x), **given})
+        after = {name + POTENTIAL: values[name + NEXT] for name in self.graph.spiking}
+        return values[READOUT], after | ({ITERATION: values[NEXT_ITERATION]} if counts_steps(self.graph) else {})
 
     def save(self, path: str | Path, *, one_step: bool = False) -> None:
         """Write the model over T steps, or that of one step, to an ONNX file: whole or not at all.
@@ -107,7 +124,11 @@ class OnnxNetwork:
             require_onnx().save_model(self.step_model if one_step else self.model, temporary, format="protobuf")
 
     def _state_shapes(self, batch: int) -> dict[str, Shape]:
-        return {name + POTENTIAL: (batch, *self.graph.shapes[name]) for name in self.graph.spiking}
+        shapes: dict[str, Shape] = {name + POTENTIAL: (batch, *self.graph.shapes[name]) for name in self.graph.spiking}
+        return shapes | ({ITERATION: ()} if counts_steps(self.graph) else {})
+
+    def _type(self, state: str) -> type[np.generic]:
+        return np.int64 if state == ITERATION else np.float32
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source}

@@ -14,10 +14,13 @@ from bridge.converters.onnx_files.writer import Parts as AnnParts
 from bridge.converters.onnx_files.writer import require_onnx
 from bridge.graph import (
     Add,
+    AtLeast,
     AvgPool2d,
+    BiasOnce,
     Conv1d,
     Conv2d,
     Flatten,
+    Impulse,
     IntegrateFire,
     Layer,
     LayerGraph,
@@ -25,10 +28,29 @@ from bridge.graph import (
     Scale,
     Shape,
     SumPool2d,
+    WindowFire,
     aligned,
 )
 from bridge.graph.ranges import exact_in_int8, ranges, small
-from exporters.onnx_runtime.names import BYTES, FIRED, INPUT_BYTES, MEMBRANE, NEXT, POTENTIAL, SUMS, SUMS_INT32, TAKEN
+from exporters.onnx_runtime.names import (
+    ABOVE,
+    BEFORE_END,
+    BYTES,
+    DRIVEN,
+    FIRED,
+    FIRST,
+    FIRST_BIAS,
+    IN_WINDOW,
+    INPUT_BYTES,
+    ITERATION,
+    MEMBRANE,
+    NEXT,
+    OPEN,
+    POTENTIAL,
+    SUMS,
+    SUMS_INT32,
+    TAKEN,
+)
 
 MANY = 1024
 """Whole-number parameters from which on a file holds them as int8: a quarter of the bytes, for one more node."""
@@ -58,12 +80,17 @@ class Parts(AnnParts):
 
     def stored(self, name: str, array: NDArray[Any]) -> str:
         """Add `array` in its own type."""
-        self.graph.initializer.append(require_onnx().numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.graph.initializer.append(require_onnx().numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def layer(self, layer: Layer, shape: Shape) -> None:
         """Add one step of `layer`, whose output has `shape`."""
         RULES[type(layer)](self, layer, shape)
+
+
+def counts_steps(graph: LayerGraph) -> bool:
+    """Whether a layer of `graph` needs the number of the step."""
+    return any(isinstance(layer, WindowFire | Impulse | BiasOnce) for layer in graph)
 
 
 def in_bytes(graph: LayerGraph) -> frozenset[str]:
@@ -114,6 +141,46 @@ def _integrate_fire(parts: Parts, layer: IntegrateFire, shape: Shape) -> None:
     parts.node("Sub", name + NEXT, (membrane, taken))
 
 
+def _window_fire(parts: Parts, layer: WindowFire, shape: Shape) -> None:
+    """``u = v + I;  u −= 1 if step ≥ opens;  s = [u ≥ level] in the window;  v' = u``."""
+    name, kinds = layer.name, require_onnx().TensorProto
+    opens = parts.stored(f"{name}.opens", np.array(layer.opens, np.int64))
+    end = parts.stored(f"{name}.end", np.array(layer.opens + layer.steps, np.int64))
+    level = parts.tensor(f"{name}.level", layer.level)
+    opened = parts.node("GreaterOrEqual", name + OPEN, (ITERATION, opens))
+    taken = parts.node("Cast", name + TAKEN, (opened,), to=kinds.FLOAT)
+    driven = parts.node("Add", name + DRIVEN, (name + POTENTIAL, *layer.inputs))
+    membrane = parts.node("Sub", name + MEMBRANE, (driven, taken))
+    parts.node("Identity", name + NEXT, (membrane,))
+    above = parts.node("GreaterOrEqual", name + ABOVE, (membrane, level))
+    before_end = parts.node("Less", name + BEFORE_END, (ITERATION, end))
+    in_window = parts.node("And", name + IN_WINDOW, (opened, before_end))
+    fired = parts.node("And", name + FIRED, (above, in_window))
+    parts.node("Cast", name, (fired,), to=kinds.FLOAT)
+
+
+def _impulse(parts: Parts, layer: Impulse, shape: Shape) -> None:
+    first, zero = _first(parts, layer), parts.tensor(f"{layer.name}.zero", 0.0)
+    parts.node("Where", layer.name, (first, *layer.inputs, zero))
+
+
+def _bias_once(parts: Parts, layer: BiasOnce, shape: Shape) -> None:
+    first, zero = _first(parts, layer), parts.tensor(f"{layer.name}.zero", 0.0)
+    bias = parts.node("Where", layer.name + FIRST_BIAS, (first, parts.tensor(f"{layer.name}.bias", layer.bias), zero))
+    parts.node("Add", layer.name, (*layer.inputs, bias))
+
+
+def _first(parts: Parts, layer: Layer) -> str:
+    first = parts.stored(f"{layer.name}.first", np.array(0, np.int64))
+    return parts.node("Equal", layer.name + FIRST, (ITERATION, first))
+
+
+def _at_least(parts: Parts, layer: AtLeast, shape: Shape) -> None:
+    level = parts.tensor(f"{layer.name}.level", _one_or_all(layer.level, shape))
+    fired = parts.node("GreaterOrEqual", layer.name + FIRED, (*layer.inputs, level))
+    parts.node("Cast", layer.name, (fired,), to=require_onnx().TensorProto.FLOAT)
+
+
 def _one_or_all(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """A scalar where all channels share one value, which is faster; else one a channel."""
     return values[0] if bool((values == values[0]).all()) else aligned(values, len(shape))
@@ -123,4 +190,8 @@ RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     **{kind: ANN_RULES[kind] for kind in (Conv1d, Conv2d, Scale, AvgPool2d, SumPool2d, Flatten, Add)},
     Linear: _linear,
     IntegrateFire: _integrate_fire,
+    WindowFire: _window_fire,
+    Impulse: _impulse,
+    BiasOnce: _bias_once,
+    AtLeast: _at_least,
 }
