@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from bridge._util.checks import positive
 from bridge._util.neutral import neutral
-from bridge.errors import InputError
+from bridge.errors import GraphError, InputError
+from bridge.graph import LayerGraph
 from bridge.records import SpikeRecord
 
 
@@ -70,6 +71,15 @@ def probe(packages: Mapping[str, str], install: str) -> Availability:
             return Availability(usable=False, versions=versions, reason=reason, install=install)
         versions[distribution] = importlib.metadata.version(distribution)
     return Availability(usable=True, versions=versions)
+
+
+def expect_plain(graph: LayerGraph, framework: str) -> None:
+    """Raise `GraphError`, naming a layer, if `graph` is staged: the backend for this `framework` has no such neuron."""
+    if graph.staged:
+        raise GraphError(
+            f"layer {graph.spiking[0]!r} fires in a window, and the backend for {framework} has no staged neuron yet; "
+            "run it on another backend, or convert with schedule='plain'"
+        )
 
 
 def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:

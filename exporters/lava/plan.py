@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge import graph as layers
+from bridge.backends.protocol import expect_plain
 from bridge.graph import LayerGraph, Shape
 from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
 from exporters.lava.layout import Layout
@@ -48,7 +49,8 @@ class LavaPlan:
     """
 
     def __init__(self, graph: LayerGraph, parts: Parts) -> None:
-        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run."""
+        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run, and a staged network."""
+        expect_plain(graph, "Lava")
         self.graph = graph
         self.parts = parts
         self.synapses: dict[str, Synapse] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import IntegrateFire, LayerGraph
 
@@ -11,9 +12,10 @@ from bridge.graph import IntegrateFire, LayerGraph
 def layer_thresholds(graph: LayerGraph) -> dict[str, int]:
     """The threshold θ of each spiking layer, even.
 
-    Raises `GraphError` if the network is not in whole numbers, or if the neurons of a layer differ or start elsewhere
-    than at θ/2; the message names the layer.
+    Raises `GraphError` if the network is staged or not in whole numbers, or if the neurons of a layer differ or start
+    elsewhere than at θ/2; the message names the layer.
     """
+    expect_plain(graph, "lava-dl")
     if not graph.integer:
         raise GraphError("lava-dl computes in whole numbers: quantize the network first, network.quantize(...)")
     thresholds: dict[str, int] = {}

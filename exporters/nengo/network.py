@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge import graph as layers
+from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, same_padding, spread
 from exporters.nengo.neuron import SoftResetIF
@@ -30,7 +31,8 @@ class NengoNetwork(nengo.Network):  # type: ignore[misc]
     """
 
     def __init__(self, graph: LayerGraph) -> None:
-        """Build `graph`. Raises `GraphError` for a kind of layer that has no form here."""
+        """Build `graph`. Raises `GraphError` for a kind of layer that has no form here, and a staged network."""
+        expect_plain(graph, "Nengo")
         super().__init__(label="spiking network")
         self.shapes = graph.shapes
         self.input_shape, self.output_shape = graph.input.shape, graph.shapes[graph.output.name]

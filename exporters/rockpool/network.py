@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from rockpool.nn.modules import LinearTorch, TorchModule
 from torch import Tensor
 
+from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import (
     Add,
@@ -46,10 +47,11 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
         graph: the spiking network.
 
     Raises:
-        GraphError: there is no module for a layer, or none can have its name.
+        GraphError: there is no module for a layer, or none can have its name; or the network is staged.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
+        expect_plain(graph, "Rockpool")
         shapes = graph.shapes
         spiking = isinstance(graph.output, IntegrateFire)
         size = (prod(graph.input.shape), prod(shapes[graph.output.name]))

@@ -15,6 +15,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from bridge import graph as layers
+from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape
 from exporters.spyx.neuron import SoftResetIF
@@ -39,7 +40,8 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
     """
 
     def __init__(self, graph: LayerGraph) -> None:
-        """Build `graph`. Raises `GraphError` for a kind of layer that has no module here."""
+        """Build `graph`. Raises `GraphError` for a kind of layer that has no module here, and a staged network."""
+        expect_plain(graph, "Spyx")
         self.input_shape = graph.input.shape
         self.names = tuple(layer.name for layer in graph)
         self.sources = tuple(layer.inputs for layer in graph)
