@@ -163,7 +163,8 @@ def _rates(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterable[NDArra
     layer = graph[name]
     if not isinstance(layer, WindowFire):
         return record.running_rates(name)
-    return (rate * np.float32(t / layer.steps) for t, rate in enumerate(record.running_rates(name), 1))
+    counts = (np.rint(rate * np.float32(t)) for t, rate in enumerate(record.running_rates(name), 1))
+    return (count / np.float32(layer.steps) for count in counts)  # as the ANN divides: equal counts, equal values
 
 
 @dataclass(eq=False)
