@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -74,7 +75,11 @@ def test_the_file_is_run_alike_by_who_knows_only_nirs_primitives(name, tmp_path)
     network.save(tmp_path / "net.nir")
     graph = read(tmp_path / "net.nir")
     record = network.run(x)
-    orders = [lambda names: names, sorted, lambda names: sorted(names, reverse=True)]
+    orders: list[Callable[[list[str]], Sequence[str]]] = [
+        lambda names: names,
+        sorted,
+        lambda names: sorted(names, reverse=True),
+    ]
     orders.append(lambda names: random.Random(len(names)).sample(list(names), len(names)))
     for order in orders:
         values = nir_primitives.run(graph, x, record.steps, order)
@@ -113,7 +118,7 @@ class Drawn(nn.Module):
     def forward(self, x):
         image = x
         for kind, parts in zip(self.kinds, self.layers, strict=True):
-            *convs, act, other = parts
+            *convs, act, other = list(parts.children())
             y = act(convs[0](x))
             if kind == "residual":
                 y = other(y + x)
@@ -187,9 +192,9 @@ def test_latency_steps_and_what_has_no_meaning():
         "neuron": lambda: network.to_nir("if"),
         "quantize": lambda: network.quantize(8, x),
     }
-    for name, call in refused.items():
+    for name, refused_call in refused.items():
         with pytest.raises(InputError, match=f"{name}.*this network is staged"):
-            call()
+            refused_call()
 
 
 def test_a_record_of_sums_is_kept(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def run(
-    graph: Any, x: Tensor, steps: int, order: Callable[[Sequence[str]], Sequence[str]] = lambda names: names
+    graph: Any, x: Tensor, steps: int, order: Callable[[list[str]], Sequence[str]] = lambda names: names
 ) -> dict[str, NDArray[np.float32]]:
     """What each node gives at each step, ``[T, B, *shape]``; the Input gives `x` ``[B, ...]`` at every step."""
     before: dict[str, list[str]] = {name: [] for name in graph.nodes}
@@ -81,11 +81,11 @@ def stateless(node: Any, x: Tensor) -> Tensor:
     if isinstance(node, nir.Affine):
         return F.linear(x, tensor(node.weight), tensor(node.bias))
     if isinstance(node, nir.Conv2d):
-        options = (pair(node.stride), pair(node.padding), pair(node.dilation), int(node.groups))
-        return F.conv2d(x, tensor(node.weight), tensor(node.bias), *options)
+        two = (pair(node.stride), pair(node.padding), pair(node.dilation), int(node.groups))
+        return F.conv2d(x, tensor(node.weight), tensor(node.bias), *two)
     if isinstance(node, nir.Conv1d):
-        options = (int(np.ravel(v)[0]) for v in (node.stride, node.padding, node.dilation, node.groups))
-        return F.conv1d(x, tensor(node.weight), tensor(node.bias), *options)
+        one = [int(np.ravel(v)[0]) for v in (node.stride, node.padding, node.dilation, node.groups)]
+        return F.conv1d(x, tensor(node.weight), tensor(node.bias), *one)
     if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
         divisor = 1 if isinstance(node, nir.SumPool2d) else None
         sizes = (pair(node.kernel_size), pair(node.stride), pair(node.padding))
