@@ -194,6 +194,23 @@ def test_training(folder):
     assert len((folder / "trained" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_staged(folder):
+    require("spikingjelly")
+    call("convert", "mymodels:small", "staged.nir", "--schedule", "staged")
+    assert bridge.load("staged.nir").latency == 4
+    assert "staged, 4 steps" in call("inspect", "staged.nir")
+    call("run", "staged.nir", "pictures", "r.npz")
+    assert SpikeRecord.load("r.npz").steps == 4
+    call("validate", "mymodels:small", "pictures", "--backend", "spikingjelly")
+    out = call("validate", "staged.nir", "pictures", "--backend", "spikingjelly", "--out", "out")
+    assert "T = 4" in out
+    call("convert", "mymodels:small", "two.nir", "--schedule", "staged", "--steps", "2")
+    assert bridge.load("two.nir").latency == 2
+    assert "complete after 4 steps" in call("run", "staged.nir", "pictures", "r.npz", "--steps", "3", status=2)
+    assert "plain schedule has no number of steps" in call("convert", "mymodels:small", "x.nir", "--steps", "2", status=2)
+    assert "of the plain schedule" in call("convert", "cnn.nir", "x.nir", "--schedule", "staged", status=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
