@@ -321,7 +321,7 @@ def _smaller(case: _Case, target: str, steps: int) -> Iterator[tuple[LayerGraph,
                 one = np.ones_like(layer.level)
                 neurons, drive = replace(neurons, level=one, threshold=2 * one), 2 * spikes
             yield from _built([Input(name=graph.input.name, shape=shape), neurons, *rest], drive)
-        elif all(source in constant for source in layer.inputs):
+        elif layer.name in graph.constant and all(source in constant for source in layer.inputs):
             constant[layer.name] = evaluate(layer, *(constant[source] for source in layer.inputs))
             yield from _built([Input(name=layer.name, shape=shape), *rest], constant[layer.name])
 

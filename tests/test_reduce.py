@@ -176,6 +176,23 @@ def test_whole_numbers():
     assert len(found.images) == 1
 
 
+@pytest.mark.parametrize("name", ["snntorch", "spikingjelly"])
+def test_one_bias_in_a_staged_network(name):
+    """One bias off in the first layer shows in the spikes of its window, in a network that stays staged."""
+    model, shape = networks.cnn()
+    x = networks.dyadic_images(6, shape)
+    network = bridge.convert(model.eval(), x, schedule="staged")
+    neurons, latency = network.layers[0], network.latency
+    assert latency is not None
+    affine = network.graph[neurons].inputs[0]
+    backend = BiasOff(name, affine, by=2.0)
+    found = reduce(network, x, latency, backend)
+    assert first_disagreement(found.network, found.images, found.steps, backend) == found.first
+    assert found.first.layer == found.network.graph.output.name == neurons
+    assert found.network.graph.staged
+    assert len(found.images) == 1
+
+
 def test_wrong_from_the_third_step_on(case):
     network, x, _, _ = case
     backend = FromStepThree("spikingjelly", network.layers[2])

@@ -80,9 +80,6 @@ class Findings:
             self.ann_right += other.ann_right
 
 
-REFERENCE = "reference"
-
-
 def compare(
     batch: Batch, graph: LayerGraph, ann: LayerGraph | None, steps: int, runs: Mapping[str, BackendRun]
 ) -> Findings:
@@ -187,6 +184,12 @@ def _check(graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord) -> Non
                 f"{record.backend}: layer {name!r} has packed spikes [T, B, bytes] of shape {bits.shape}, "
                 f"expected {expected.packed[name].shape}"
             )
+    if record.summed != expected.summed:
+        kinds = {True: "the sum over the steps, as of a staged network", False: "their mean, as of a plain one"}
+        raise ValidationError(
+            f"{record.backend}: the record says that its output is {kinds[record.summed]}; the network's is "
+            f"{kinds[expected.summed]}. Make it with bridge.records.Recorder(..., summed={expected.summed})"
+        )
     if record.readout.shape != expected.readout.shape:
         raise ValidationError(
             f"{record.backend}: a readout [T, B, ...] of shape {record.readout.shape}, "

@@ -366,6 +366,22 @@ class OneStepLate:
         return net
 
 
+def test_a_record_of_means_is_refused():
+    """A record that takes the mean would be compared by another output."""
+    backend = require("snntorch")
+    network, x, _ = staged("cnn")
+
+    class Means:
+        name = "means"
+        available, export = backend.available, backend.export
+
+        def run(self, native, x, steps, *, membranes=False):
+            return replace(backend.run(native, x, steps, membranes=membranes), summed=False)
+
+    with pytest.raises(bridge.ValidationError, match=r"snntorch: .*mean.* the network's is the sum.*summed=True"):
+        network.validate(x, backends=[Means()])
+
+
 def test_a_late_window_is_found():
     network, x, _ = staged("ends_in_spikes")
     agreement = network.validate(x, backends=[OneStepLate()])

@@ -100,9 +100,7 @@ def reduce_maximum(reader: Reader, node: Node) -> Value:
     """A `MaxPool` over all of a map, if that is what the axes are."""
     rank = len(reader.data(node).shape)
     if reader.axes(node, rank) != tuple(range(2, rank)) or rank < 3:
-        raise ConversionError(
-            "a maximum over other dimensions than space has no spiking form; pool over space"
-        )
+        raise ConversionError("a maximum over other dimensions than space has no spiking form; pool over space")
     pooled = global_maximum(reader, node)
     if node.get("keepdims", 1):
         return pooled
