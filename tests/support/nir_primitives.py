@@ -55,6 +55,7 @@ def run(
             known = [each for each in given if each is not None]
             total = sum(known[1:], start=known[0]) if known else torch.zeros(1)
             if isinstance(node, nir.I):
+                total = total * torch.from_numpy(np.array(node.r, np.float32))
                 sums[name] = sums[name] + total if name in sums else total
                 now[name] = sums[name]
             else:

@@ -70,6 +70,8 @@ def of(model: nn.Module, x: NDArray[Any], levels: int | None = None) -> Staged:
             return signal
         if isinstance(module, networks.Residual):  # and networks.Branches
             return join([through(branch, signal) for branch in module.branches], module.joins)
+        if isinstance(module, nn.MaxPool2d):
+            return largest(module, signal)
         if not isinstance(module, QCFS):
             return affine(module, signal)
         steps = levels or module.levels
@@ -98,6 +100,21 @@ def affine(module: nn.Module, signal: Signal) -> Signal:
     steps[1:] -= oracle.transform(module, np.zeros_like(signal.rest))
     rest, value = oracle.transform(module, signal.rest), oracle.transform(module, signal.value)
     return Signal(steps, rest, value, signal.last)
+
+
+def largest(module: nn.MaxPool2d, signal: Signal) -> Signal:
+    """The largest of each window, step by step: what is in it comes of one layer, whose trains begin together."""
+
+    def pool(values: Floats) -> Floats:
+        kernel, stride, padding = (oracle.pair(each) for each in (module.kernel_size, module.stride, module.padding))
+        around = [(0, 0)] * (values.ndim - 2) + [(each, each) for each in padding]
+        padded = np.pad(values, around, constant_values=-np.inf)
+        rows = np.lib.stride_tricks.sliding_window_view(padded, kernel[0], axis=-2)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, kernel[1], axis=-2)
+        result: Floats = windows[..., :: stride[0], :: stride[1], :, :].max(axis=(-2, -1))
+        return result
+
+    return Signal(pool(signal.steps), pool(signal.rest), pool(signal.value), signal.last)
 
 
 def join(parts: list[Signal], how: str) -> Signal:
