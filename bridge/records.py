@@ -168,7 +168,8 @@ class SpikeRecord:
         """One record of all images of `records`. Raises `ValidationError` if their layers, backends or steps differ."""
         first = records[0]
         for record in records[1:]:
-            if (record.backend, record.shapes, record.steps) != (first.backend, first.shapes, first.steps):
+            facts = [(one.backend, one.shapes, one.steps, one.summed) for one in (first, record)]
+            if facts[0] != facts[1]:
                 raise ValidationError("only records of one network, backend and number of steps can be joined")
         return SpikeRecord(
             backend=first.backend,

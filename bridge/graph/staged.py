@@ -46,8 +46,8 @@ class WindowFire(Layer):
 class AtLeast(Layer):
     """``y = [x ≥ level]``; ``level`` has one value for each channel, or the full shape.
 
-    After a sum over windows it is the maximum of spike trains that are ones and then zeros, with level 1, or their
-    minimum, with as many as the window holds.
+    After a sum over windows of n spike trains that are ones and then zeros, it is their maximum with level 1/2, and
+    their minimum with level n − 1/2.
     """
 
     level: Array

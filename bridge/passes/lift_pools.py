@@ -33,7 +33,10 @@ def _moved(graph: LayerGraph, pool: MaxPool) -> LayerGraph | None:
     """The graph with something moved through `pool`; None if that is where it is to be."""
     (source,) = pool.inputs
     before, readers = graph[source], graph.consumers(pool.name)
-    if isinstance(before, ClipFloorShift | MaxPool):
+    root = before
+    while isinstance(root, MaxPool):
+        root = graph[root.inputs[0]]
+    if isinstance(root, ClipFloorShift):
         return None
     monotone = bool(readers) and all(_leads_to_activations(graph, reader) for reader in readers)
     if monotone:
@@ -47,7 +50,7 @@ def _moved(graph: LayerGraph, pool: MaxPool) -> LayerGraph | None:
         for number, one in enumerate(before.inputs):
             start = sum(graph.shapes[each][0] for each in before.inputs[:number])
             some = None if pool.minimum is None else pool.minimum[start : start + graph.shapes[one][0]]
-            parts.append(replace(pool, name=graph.free(f"{pool.name}_of_{one}"), inputs=(one,), minimum=some))
+            parts.append(replace(pool, name=graph.free(f"{pool.name}_of_{number}"), inputs=(one,), minimum=some))
         joined = replace(before, name=pool.name, inputs=tuple(part.name for part in parts))
         return graph.rewrite({pool.name: [*parts, joined], **_unread(graph, pool)})
     if isinstance(before, BatchNorm | Scale) and before.scale.ndim == 1:
@@ -89,6 +92,6 @@ def _checked(graph: LayerGraph) -> LayerGraph:
             kind = type(graph[layer.inputs[0]]).__name__
             raise ConversionError(
                 f"layer {layer.name!r}: a maximum pool of what is no spikes ({layer.inputs[0]!r}, {kind}), and no QCFS "
-                "follows it; put a bridge.QCFS between"
+                "follows it with only factors per channel between; put a bridge.QCFS right before the pool or behind it"
             )
     return graph

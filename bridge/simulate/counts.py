@@ -6,13 +6,16 @@ many ones as fit, one behind the other, and zeros. So a layer's count says all o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from bridge._util.progress import progress
-from bridge.graph import AtLeast, BiasOnce, Impulse, LayerGraph, WindowFire
+from bridge.graph import Affine, AtLeast, BiasOnce, Impulse, LayerGraph, WindowFire
 from bridge.records import Recorder, SpikeRecord
+from bridge.simulate import reference
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import evaluate, tensor
 
@@ -26,9 +29,9 @@ def from_counts(
     """Run the staged `graph` on images `x` for `steps` steps, at least its latency: as `SpikingNetwork.simulate`."""
     largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
     size = max(1, min(len(x), memory // (16 * largest)))
+    run = _batch if _counts_tell_all(graph) else _stepped
     parts = [
-        _batch(graph, x[at : at + size].to(device), steps, record)
-        for at in progress(range(0, len(x), size), "simulating")
+        run(graph, x[at : at + size].to(device), steps, record) for at in progress(range(0, len(x), size), "simulating")
     ]
     return Simulation(
         outputs=np.concatenate([part.outputs for part in parts], axis=1),
@@ -36,6 +39,29 @@ def from_counts(
         steps=np.full(len(x), steps),
         record=SpikeRecord.concatenate([part.record for part in parts if part.record]) if record else None,
     )
+
+
+def _counts_tell_all(graph: LayerGraph) -> bool:
+    """Whether what comes at each step but spikes comes once, and each pool is of trains that begin together."""
+    for layer in graph:
+        if layer.name in graph.constant or isinstance(layer, Impulse):
+            continue
+        if graph.constant.intersection(layer.inputs):
+            return False
+        if isinstance(layer, Affine) and layer.bias.any():
+            return False
+        if isinstance(layer, AtLeast):
+            (pooled,) = graph[layer.inputs[0]].inputs
+            if not isinstance(graph[pooled], WindowFire | AtLeast):
+                return False
+    return True
+
+
+def _stepped(graph: LayerGraph, x: Tensor, steps: int, record: bool) -> Simulation:
+    found = reference.simulate(graph, x.cpu(), steps)
+    fired = {name: found.spikes(name).reshape(steps, len(x), -1).sum(2) for name in graph.spiking}
+    kept = replace(found, backend=NAME) if record else None
+    return Simulation(outputs=found.outputs(), spikes=fired, steps=np.full(len(x), steps), record=kept)
 
 
 def _batch(graph: LayerGraph, x: Tensor, steps: int, record: bool) -> Simulation:
@@ -50,7 +76,7 @@ def _batch(graph: LayerGraph, x: Tensor, steps: int, record: bool) -> Simulation
         elif isinstance(layer, BiasOnce):
             counts[layer.name] = inputs[0] + tensor(layer.bias).to(inputs[0])
         elif isinstance(layer, WindowFire):
-            counts[layer.name] = (inputs[0] - tensor(layer.level).to(inputs[0])).floor_().clamp_(0, layer.steps)
+            counts[layer.name] = _fired(layer, inputs[0])
         elif isinstance(layer, AtLeast):
             counts[layer.name] = _count_of(graph, layer, counts)
         else:
@@ -66,6 +92,15 @@ def _batch(graph: LayerGraph, x: Tensor, steps: int, record: bool) -> Simulation
             recorder.readout(readout[t])
         kept = recorder.finish()
     return Simulation(outputs=outputs, spikes=fired, steps=np.full(len(x), steps), record=kept)
+
+
+def _fired(layer: WindowFire, drive: Tensor) -> Tensor:
+    """How often each neuron fires, rounded as in the simulation of each step."""
+    u, level = drive.clone(), tensor(layer.level).to(drive)
+    total = torch.zeros_like(drive)
+    for _ in range(layer.steps):
+        total += u.sub_(1) >= level
+    return total
 
 
 def _train(graph: LayerGraph, name: str, counts: Tensor, t: int) -> Tensor:

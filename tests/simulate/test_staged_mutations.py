@@ -343,29 +343,8 @@ def test_is_caught_and_blamed_on_its_layer(name, seed):
     assert unexplained[:1] == ([blamed] if blamed is not None and fault.counts else [])
 
 
-NOT_COUNTED = {
-    "bias in every step": "the counts hold a bias once",
-    "image held on": "the counts hold the image once",
-    "pool of two layers": "the counts say nothing of when",
-    "fires above its level only": "x - level rounds where x - 1 >= level does not",
-}
-"""Files that are read and that `simulate` computes from counts, which do not tell all of what they fire."""
-
-
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.xfail(reason=NOT_COUNTED[name], raises=AssertionError, strict=True)]
-            if name in NOT_COUNTED
-            else [],
-        )
-        for name, fault in FAULTS.items()
-        if not fault.refused
-    ],
-)
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if not fault.refused])
 def test_what_is_read_is_simulated_as_it_is_run(name, seed):
     _, x, network, _ = drawn(seed)
     patient = Patient(network)
