@@ -21,6 +21,8 @@ nirtorch = pytest.importorskip("nirtorch")
 class Sum(nn.Module):
     """``I``: the sum of what came, times r."""
 
+    r: Tensor
+
     def __init__(self, r: Tensor) -> None:
         super().__init__()
         self.register_buffer("r", r)
