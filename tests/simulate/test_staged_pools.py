@@ -51,9 +51,7 @@ KINDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "behind a factor of either sign": lambda n, x: F.max_pool2d(n.norm(n.act(n.first(x))), 3, 2, 1),
     "of a concatenation": lambda n, x: n.mix(F.max_pool2d(torch.cat([n.act(n.first(x)), n.more(n.other(x))], 1), 2)),
     "of a pool": lambda n, x: F.max_pool2d(F.max_pool2d(n.act(n.first(x)), 2, 1), 2),
-    "of the same twice": lambda n, x: (lambda y: n.mix(F.max_pool2d(torch.cat([y, y[:, :2]], 1), 2)))(
-        n.act(n.first(x))
-    ),
+    "of the same three times": lambda n, x: n.mix(F.max_pool2d(torch.cat([n.more(n.other(x))] * 3, 1), 2)),
     "of a pool before a factor": lambda n, x: n.act(n.norm(F.max_pool2d(F.max_pool2d(n.first(x), 2, 1), 2))),
     "read by others too": lambda n, x: (lambda y: F.max_pool2d(y, 3, 1, 1) + y)(n.act(n.first(x))),
 }
@@ -102,7 +100,7 @@ def test_in_one_dimension(tmp_path):
 )
 def test_a_pool_of_what_is_no_spikes_is_refused(between):
     model = Between(between).eval()
-    with pytest.raises(ConversionError, match=r"max_pool2d.*put a bridge\.QCFS between"):
+    with pytest.raises(ConversionError, match=r"max_pool2d.*put a bridge\.QCFS right before"):
         bridge.convert(model, torch.rand(2, 3, 9, 9), schedule="staged")
 
 
