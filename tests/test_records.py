@@ -156,7 +156,7 @@ def declaring(shape) -> bytes:
         ({"header": None}, "damaged, or no spike record"),
         ({"header": npy("{")}, "damaged, or no spike record"),
         ({"header": npy(np.array([{}], object), pickled=True)}, "header|damaged"),
-        ({"header": header(format=2)}, "written as format 2, this version reads 1"),
+        ({"header": header(format=3)}, "written as format 3, this version reads 1 and 2"),
         ({"header": header(backend=3)}, "must be text"),
         ({"header": header(layers=[])}, "at least one"),
         ({"header": header(layers=[{"name": "act", "shape": [3, 5], "membranes": False}] * 2)}, "two layers"),
