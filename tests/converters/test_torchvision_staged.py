@@ -9,10 +9,11 @@ import torch
 import torchvision_table
 
 import bridge
+from bridge.validation.equality import EqualityTally
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("torchvision_operators")]
 
-IMAGES = {"resnet101": 1, "resnet152": 1, "densenet121": 1, "vgg11_bn": 1}
+IMAGES = {"vgg11_bn": 1}
 """How many; 4 of the others."""
 SIZES = {"vgg11_bn": 224}
 """Of images; 96 of the others. VGG's last pool wants what divides 7."""
@@ -32,13 +33,28 @@ def staged(name: str) -> tuple[torch.nn.Module, torch.Tensor, bridge.SpikingNetw
 
 @pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_equals_its_ann(name):
+    """What is computed from counts; a tie may fall otherwise there than step by step, and all that follows with it."""
     model, x, network = staged(name)
+    fast = network.simulate(x, record=True)
+    assert fast.record is not None
+    assert network.ann is not None
+    equality = EqualityTally.of(network.graph, network.ann, x, fast.record).result()
+    assert equality.equal
+    assert list(equality.compared) == list(network.layers)
+    if not any(equality.differing.values()):
+        with torch.no_grad():
+            expected = model(x)
+        output = torch.from_numpy(fast.outputs[-1])
+        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["squeezenet1_1", *(pytest.param(name, marks=pytest.mark.long) for name in (SHORT[0], "resnet18", "googlenet"))],
+)
+def test_equals_its_ann_step_by_step(name):
+    _, x, network = staged(name)
     equality = network.validate(x, backends=[]).equals_ann
     assert equality is not None
     assert equality.equal
-    assert len(equality.compared) == len(network.layers)
-    with torch.no_grad():
-        expected = model(x)
-    output = torch.from_numpy(network.simulate(x).outputs[-1])
-    if not any(equality.differing.values()):
-        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)
+    assert sum(equality.differing.values()) == 0
