@@ -87,9 +87,11 @@ def compare(
     x = batch.x
     reference = simulate(graph, x, steps, membranes=ann is not None and not graph.staged)
     parts, targets, ann_right = PartsTally(), Targets(None, None, batch.labels), None
-    equality = EqualityTally.of(graph, ann, x, reference) if ann is not None and graph.staged else None
+    equality = None
     if ann is not None:
         values, drives, output = activations(ann, x)
+        if graph.staged:
+            equality = EqualityTally.of(graph, ann, x, reference, values, drives)
         targets = Targets({n: v.numpy() for n, v in values.items()}, largest(output.numpy()[None])[0], batch.labels)
         if batch.labels is not None and targets.ann_top1 is not None:
             ann_right = int((targets.ann_top1 == batch.labels).sum())

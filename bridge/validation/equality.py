@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,13 +27,21 @@ class EqualityTally:
     windows: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
-    def of(graph: LayerGraph, ann: LayerGraph, x: Tensor, record: SpikeRecord) -> EqualityTally:
+    def of(
+        graph: LayerGraph,
+        ann: LayerGraph,
+        x: Tensor,
+        record: SpikeRecord,
+        values: Mapping[str, Tensor],
+        drives: Mapping[str, Tensor],
+    ) -> EqualityTally:
         """The tally of one batch `x`, of which `record` is the reference's run.
+
+        `values` and `drives` are the ANN's activations of `x` and their inputs (`bridge.simulate.ann.activations`).
 
         An activation that differs is a tie if the ANN's own input to it lies within rounding of the edge between two
         levels; one that depends on another that differs follows from that. Both are explained, and nothing else is.
         """
-        values, drives, _ = activations(ann, x)
         _, exact, _ = activations(ann, x.double())
         tally = EqualityTally()
         unlike: dict[str, NDArray[np.bool_]] = {}  # by layer of the ANN: images in which something before it differs

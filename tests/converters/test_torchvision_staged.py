@@ -9,6 +9,7 @@ import torch
 import torchvision_table
 
 import bridge
+from bridge.simulate.ann import activations
 from bridge.validation.equality import EqualityTally
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("torchvision_operators")]
@@ -38,7 +39,8 @@ def test_equals_its_ann(name):
     fast = network.simulate(x, record=True)
     assert fast.record is not None
     assert network.ann is not None
-    equality = EqualityTally.of(network.graph, network.ann, x, fast.record).result()
+    values, drives, _ = activations(network.ann, x)
+    equality = EqualityTally.of(network.graph, network.ann, x, fast.record, values, drives).result()
     assert equality.equal
     assert list(equality.compared) == list(network.layers)
     if not any(equality.differing.values()):
