@@ -92,7 +92,7 @@ class SpikeRecord:
         Of a staged network it is the sum, complete after its latency.
         """
         if self.summed:
-            return np.cumsum(self.readout, axis=0, dtype=np.float64).astype(np.float32)
+            return running_sum(self.readout)
         return running_mean(self.readout)
 
     def window(self, start: int, stop: int, steps: int) -> SpikeRecord:
@@ -242,6 +242,11 @@ def differing(one: SpikeRecord, other: SpikeRecord) -> dict[str, NDArray[np.int6
         neurons = np.unpackbits(unlike, axis=-1, count=int(np.prod(one.shapes[name])))
         result[name] = neurons.sum(axis=(1, 2), dtype=np.int64)
     return result
+
+
+def running_sum(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Sum over steps 1..t for every t, along the first axis, summed in float64."""
+    return np.cumsum(values, axis=0, dtype=np.float64).astype(np.float32)
 
 
 def running_mean(values: NDArray[np.generic]) -> NDArray[np.float32]:

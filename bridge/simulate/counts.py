@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bridge._util.progress import progress
 from bridge.graph import Affine, AtLeast, BiasOnce, Impulse, LayerGraph, WindowFire
-from bridge.records import Recorder, SpikeRecord
+from bridge.records import Recorder, SpikeRecord, running_sum
 from bridge.simulate import reference
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import evaluate, tensor
@@ -156,4 +156,4 @@ def _outputs(graph: LayerGraph, x: Tensor, counts: dict[str, Tensor], steps: int
                 values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
         readout.append(values[graph.output.name].cpu().numpy())
     stacked = np.stack(readout)
-    return np.cumsum(stacked, axis=0, dtype=np.float64).astype(np.float32), stacked
+    return running_sum(stacked), stacked
