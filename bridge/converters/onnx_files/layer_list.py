@@ -56,10 +56,7 @@ class ShapedLayers(LayerList):
 
     def add(self, layer: Layer, value: Tensor | None = None) -> str:
         """Add `layer` and return its name. Raises `ConversionError` if it does not fit its inputs."""
-        try:
-            shape = layer.output_shape(*(self.shapes[source] for source in layer.inputs))
-        except GraphError as error:
-            raise ConversionError(str(error)) from error
+        shape = self.shape_of(layer)
         expect_size(shape)
         self.layers.append(layer)
         self.shapes[layer.name], self.made_by[layer.name] = shape, self.where

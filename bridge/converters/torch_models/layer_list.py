@@ -108,15 +108,19 @@ class LayerList:
         self._taken.add(name)
         return name
 
+    def shape_of(self, layer: Layer) -> Shape:
+        """The shape that `layer` gives, without batch. Raises `ConversionError` if it does not fit its inputs."""
+        try:
+            return layer.output_shape(*(self.shapes[source] for source in layer.inputs))
+        except GraphError as error:
+            raise ConversionError(str(error)) from error
+
     def add(self, layer: Layer, value: Tensor | None = None) -> str:
         """Add `layer` and return its name. `value` is what the model computed in its place.
 
         Raises `ConversionError` if the layer does not fit its inputs, or computes something else.
         """
-        try:
-            shape = layer.output_shape(*(self.shapes[source] for source in layer.inputs))
-        except GraphError as error:
-            raise ConversionError(str(error)) from error
+        shape = self.shape_of(layer)
         with torch.no_grad():
             output = evaluate(layer, *(self.outputs[source] for source in layer.inputs))
         if value is not None:
