@@ -163,11 +163,7 @@ class Found:
         ):
             return None
         falls = [each for each in self.before[membrane] if each != drive]
-        if (
-            sorted(self.before[membrane]) != sorted([drive, *falls])
-            or len(falls) != 1
-            or len(self.before[membrane]) != 2
-        ):
+        if len(self.before[membrane]) != 2 or len(falls) != 1:
             return None
         (fall,) = falls
         if not self._is(fall, nir.Scale, -1.0, readers=1) or self._only(fall) != opened:
