@@ -116,19 +116,21 @@ class EqualsANN:
     """Whether a staged network's spike counts are its ANN's activations, by layer, over all images and neurons.
 
     ``compared``: how many; ``differing``: those that are not equal; ``unexplained``: those of them that neither lie
-    within rounding of an edge between two levels (a tie) nor follow from one that does. ``windows``: the first and the
-    last step at which each layer may fire, counted from 1.
+    within rounding of an edge between two levels (a tie) nor are what the ANN's layer makes of the counts before it.
+    ``windows``: the first and the last step at which each layer may fire, counted from 1. ``outputs_wrong``: images
+    whose output is, by more than rounding, not what the ANN makes of the counts.
     """
 
     compared: dict[str, int]
     differing: dict[str, int]
     unexplained: dict[str, int]
     windows: dict[str, list[int]]
+    outputs_wrong: int
 
     @property
     def equal(self) -> bool:
-        """Every activation is the ANN's, but for ties."""
-        return not any(self.unexplained.values())
+        """Every activation and every output is the ANN's, but for ties and rounding."""
+        return not any(self.unexplained.values()) and not self.outputs_wrong
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,6 +51,8 @@ def _verdict(backend: BackendAgreement) -> str:
 
 def _equality(equality: EqualsANN) -> Table:
     verdict = "equal to its ANN" if equality.equal else "not equal to its ANN"
+    if equality.outputs_wrong:
+        verdict += f", {equality.outputs_wrong} output(s) wrong"
     result = _table(f"Spike counts against the ANN's activations: {verdict}", "layer")
     for heading in ("fires at steps", "activations", "differing", "not by rounding"):
         result.add_column(heading, justify="right", min_width=len(heading) + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,16 @@ from bridge.simulate.ops import channels, evaluate
 
 
 @torch.inference_mode()
-def activations(graph: LayerGraph, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """What every QCFS layer of the ANN `graph` says and hears, and the output, for `x` ``[B, *input]``.
+def activations(
+    graph: LayerGraph, x: Tensor, given: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What every QCFS layer of the ANN `graph` emits and receives, and the output, for `x` ``[B, *input]``.
+
+    Args:
+        graph: the ANN.
+        x: images; the arithmetic is done in their type.
+        given: by QCFS layer the ``a/λ`` that its readers receive instead of its own: each layer is then judged by
+            itself.
 
     Returns:
         By QCFS layer its ``a/λ`` in [0, 1], ``[B, *shape]``; likewise its input z; and the output ``[B, ...]``.
@@ -21,6 +31,9 @@ def activations(graph: LayerGraph, x: Tensor) -> tuple[dict[str, Tensor], dict[s
     for layer in graph.layers[1:]:
         value = values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
         if isinstance(layer, ClipFloorShift):
-            normalised[layer.name] = value / channels(layer.threshold, value)
+            threshold = channels(layer.threshold, value)
+            normalised[layer.name] = value / threshold
             drives[layer.name] = values[layer.inputs[0]]
+            if given is not None:
+                values[layer.name] = given[layer.name].to(value) * threshold
     return normalised, drives, values[graph.output.name]

@@ -91,7 +91,7 @@ def compare(
     if ann is not None:
         values, drives, output = activations(ann, x)
         if graph.staged:
-            equality = EqualityTally.of(graph, ann, x, reference, values, drives)
+            equality = EqualityTally.of(graph, ann, x, reference, values)
         targets = Targets({n: v.numpy() for n, v in values.items()}, largest(output.numpy()[None])[0], batch.labels)
         if batch.labels is not None and targets.ann_top1 is not None:
             ann_right = int((targets.ann_top1 == batch.labels).sum())

@@ -39,8 +39,8 @@ def test_equals_its_ann(name):
     fast = network.simulate(x, record=True)
     assert fast.record is not None
     assert network.ann is not None
-    values, drives, _ = activations(network.ann, x)
-    equality = EqualityTally.of(network.graph, network.ann, x, fast.record, values, drives).result()
+    values, _, _ = activations(network.ann, x)
+    equality = EqualityTally.of(network.graph, network.ann, x, fast.record, values).result()
     assert equality.equal
     assert list(equality.compared) == list(network.layers)
     if not any(equality.differing.values()):

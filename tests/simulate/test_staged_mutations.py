@@ -341,6 +341,9 @@ def test_is_caught_and_blamed_on_its_layer(name, seed):
     assert equality is not None
     unexplained = [layer for layer, count in equality.unexplained.items() if count]
     assert unexplained[:1] == ([blamed] if blamed is not None and fault.counts else [])
+    assert unexplained[1:] == []  # the layers behind it do right by what they receive
+    assert bool(equality.outputs_wrong) == (blamed is None)
+    assert equality.equal == (not unexplained and blamed is not None)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
