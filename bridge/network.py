@@ -31,12 +31,14 @@ from bridge.graph import LayerGraph, Shape
 from bridge.graph.pixel_grid import PixelGrid
 from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
+from bridge.passes.counting import counting, with_levels
 from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.group import group
 from bridge.passes.lift_pools import lift_pools
 from bridge.passes.lower_concat import lower_concat
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
-from bridge.passes.stage import stage, with_levels
+from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
 from bridge.records import SpikeRecord
 from bridge.simulate import reference
@@ -47,6 +49,8 @@ from bridge.simulate.images import checked
 from bridge.validation import backend_runs
 from bridge.validation.lossy import loss_as_if
 
+SCHEDULES = ("plain", "staged", "grouped")
+"""When neurons fire: `convert`."""
 RATE_STEPS = 16
 """T that `SpikingNetwork.quantize` takes firing rates over."""
 
@@ -72,8 +76,10 @@ class SpikingNetwork:
     def __repr__(self) -> str:
         shapes = self.graph.shapes
         kind = "whole numbers, " if self.graph.integer else ""
-        if self.latency is not None:
+        if self.graph.staged:
             kind += f"staged, {self.latency} steps, "
+        elif self.graph.grouped:
+            kind += "grouped, 1 step, "
         return (
             f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
             f"{len(self.graph.spiking)} spiking layers, {self.graph.neurons} neurons)"
@@ -86,7 +92,7 @@ class SpikingNetwork:
 
     @property
     def latency(self) -> int | None:
-        """Steps after which a staged network's output is its ANN's; None of a plain one, which has an output at any."""
+        """Steps after which the output is the ANN's: 1 of a grouped network. None of a plain one, which nears it."""
         return self.graph.latency
 
     def _steps(self, steps: int | None) -> int:
@@ -101,9 +107,9 @@ class SpikingNetwork:
         return self.latency if steps is None else int(steps)
 
     def _expect_plain(self, what: str, instead: str) -> None:
-        """Raise `InputError` for what has no meaning in a staged network."""
+        """Raise `InputError` for what has no meaning in a staged or grouped network."""
         if self.latency is not None:
-            raise InputError(f"{what}: this network is staged; {instead}")
+            raise InputError(f"{what}: this network is {'staged' if self.graph.staged else 'grouped'}; {instead}")
 
     def to_nir(self, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None) -> nir.NIRGraph:
         """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written.
@@ -239,12 +245,19 @@ class SpikingNetwork:
         """
         if self.graph.integer:
             raise InputError("quantize: this network is in whole numbers already; quantize the one it was made from")
-        self._expect_plain("quantize", 'only plain networks are quantized yet: convert with schedule="plain"')
         check_arguments(weight_bits, scheme)
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
         x, steps = checked(self.graph, calibration, "calibration"), positive(steps, "steps")
-        return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
+        if self.latency is None:
+            return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
+        if self.ann is None:
+            raise ConversionError(
+                "quantize: this staged or grouped network was read from a NIR file, which holds no ANN; quantize the "
+                "one that convert returns, and save that"
+            )
+        ann, _, grid = integer_network(_counted(self.ann), None, x, weight_bits, scheme, normalisation, steps)
+        return SpikingNetwork(_arranged(ann, "staged" if self.graph.staged else "grouped"), ann, grid)
 
     @neutral()
     def pixels(self, x: Tensor | NDArray[Any]) -> Tensor:
@@ -262,7 +275,7 @@ class SpikingNetwork:
     def run(self, x: Tensor | NDArray[Any], steps: int | None = None) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
 
-        A staged network takes at least its `latency`, which is what it takes if `steps` are left out.
+        A staged or grouped network takes at least its `latency`, which is what it takes if `steps` are left out.
 
         Raises:
             InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1, or
@@ -287,7 +300,7 @@ class SpikingNetwork:
         A network in whole numbers runs in int8 arithmetic where it is exact, and gives the very spikes of `run`. One of
         floats gives them but for float ties, since its sums are added in another order. ``torch.get_num_threads()``
         threads are used. The first call packs the weights, and compiles a loop if numba is there (docs/speed.md).
-        A staged network is computed from its spike counts: each layer's weights are applied once.
+        A staged or grouped network is computed from its spike counts: each layer's weights are applied once.
 
         Args:
             x: as for `run`, whatever the number of images: they are taken some at a time.
@@ -379,10 +392,11 @@ def convert(
             or by an attribute ``input_shape``, as the zoo's networks have.
         schedule: when neurons fire. "plain": at every step at which they reach their threshold; the output nears the
             ANN's with the number of steps. "staged": each layer in a window of its own, once its input is complete;
-            every activation of the ANN comes out as its spike count, after `SpikingNetwork.latency` steps
-            (docs/staged.md).
-        steps: for "staged", the steps of each layer's window, which make it a QCFS of so many levels; None: each
-            layer's own L. The plain schedule has none: `SpikingNetwork.run` takes its number.
+            every activation of the ANN comes out as its spike count, after `SpikingNetwork.latency` steps. "grouped":
+            each neuron is a group of L thresholds, of which as many fire at once; one step, no state (docs/exact.md).
+        steps: for "staged" and "grouped", the steps of each layer's window, or the thresholds of a group, which make it
+            a QCFS of so many levels; None: each layer's own L. The plain schedule has none: `SpikingNetwork.run` takes
+            its number.
 
     Raises:
         ConversionError: something in the model has no exact spiking form; the message lists every such layer.
@@ -390,8 +404,8 @@ def convert(
         InputError: the model does not accept such images, or does not tell their shape; or another argument is not as
             above.
     """
-    if schedule not in ("plain", "staged"):
-        raise InputError(f'schedule: expected "plain" or "staged", got {schedule!r}')
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule: expected one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
     if schedule == "plain" and steps is not None:
         raise InputError(
             f"steps: the plain schedule has no number of steps of its own, got {steps!r}; "
@@ -402,20 +416,29 @@ def convert(
         if isinstance(model, ExportedProgram):
             told = example_input is not None or input_shape is not None
             shape = _given_shape(nn.Module(), example_input, input_shape) if told else None
-            ann = torch_model.capture_exported(model, shape, maximum=schedule == "staged")
+            ann = torch_model.capture_exported(model, shape, maximum=schedule != "plain")
         elif isinstance(model, nn.Module):
             given = _given_shape(model, example_input, input_shape)
-            ann = torch_model.capture(model, given, maximum=schedule == "staged")
+            ann = torch_model.capture(model, given, maximum=schedule != "plain")
         elif isinstance(model, str | os.PathLike) and str(model).lower().endswith(".onnx"):
-            ann = onnx_capture.capture(Path(model), maximum=schedule == "staged")
+            ann = onnx_capture.capture(Path(model), maximum=schedule != "plain")
         else:
             came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
             raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
         ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
-        if schedule == "staged":
+        if schedule != "plain":
             ann = lift_pools(with_levels(ann, steps))
-            return SpikingNetwork(stage(lower_concat(fold_batch_norm(ann))), ann)
+            return SpikingNetwork(_arranged(_counted(ann), schedule), ann)
         return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
+
+
+def _counted(ann: LayerGraph) -> LayerGraph:
+    """The counting network of `ann`, from which staged and grouped ones are made."""
+    return counting(lower_concat(fold_batch_norm(ann)))
+
+
+def _arranged(counted: LayerGraph, schedule: str) -> LayerGraph:
+    return stage(counted) if schedule == "staged" else group(counted)
 
 
 def _given_shape(model: nn.Module, example_input: Any, input_shape: Any) -> Shape:

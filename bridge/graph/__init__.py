@@ -1,7 +1,8 @@
 """The network as plain data: layers, and the graph of them; what can be told of one without running it."""
 
 from bridge._util.lazy import lazily
-from bridge.graph.layer_graph import LayerGraph
+from bridge.graph.grouped import EachLevel, GroupFire, GroupSum
+from bridge.graph.layer_graph import NEURONS, LayerGraph
 from bridge.graph.layers import (
     Add,
     Affine,
@@ -27,9 +28,10 @@ from bridge.graph.layers import (
     same_padding,
     spread,
 )
-from bridge.graph.staged import AtLeast, BiasOnce, Impulse, WindowFire
+from bridge.graph.staged import AtLeast, BiasOnce, Impulse, SpikeCount, WindowFire
 
 __all__ = [
+    "NEURONS",
     "Add",
     "Affine",
     "Array",
@@ -41,7 +43,10 @@ __all__ = [
     "Concat",
     "Conv1d",
     "Conv2d",
+    "EachLevel",
     "Flatten",
+    "GroupFire",
+    "GroupSum",
     "Impulse",
     "Input",
     "IntegrateFire",
@@ -51,6 +56,7 @@ __all__ = [
     "MaxPool",
     "Scale",
     "Shape",
+    "SpikeCount",
     "SumPool2d",
     "WindowFire",
     "aligned",

@@ -11,8 +11,24 @@ from typing import cast
 import numpy as np
 
 from bridge.errors import GraphError, UnknownLayerError
-from bridge.graph.layers import Add, Affine, Concat, Flatten, Input, IntegrateFire, Layer, Scale, Shape, SumPool2d
-from bridge.graph.staged import BiasOnce, Impulse, WindowFire
+from bridge.graph.grouped import EachLevel, GroupFire, GroupSum
+from bridge.graph.layers import (
+    Add,
+    Affine,
+    Concat,
+    Flatten,
+    Input,
+    IntegrateFire,
+    Layer,
+    MaxPool,
+    Scale,
+    Shape,
+    SumPool2d,
+)
+from bridge.graph.staged import AtLeast, BiasOnce, Impulse, WindowFire
+
+NEURONS = IntegrateFire | WindowFire | GroupFire
+"""The layers that spike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +91,24 @@ class LayerGraph:
     @property
     def spiking(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order."""
-        return tuple(layer.name for layer in self.layers if isinstance(layer, IntegrateFire | WindowFire))
+        return tuple(layer.name for layer in self.layers if isinstance(layer, NEURONS))
 
     @property
     def neurons(self) -> int:
         """How many neurons the spiking layers have together."""
         return sum(math.prod(self.shapes[name]) for name in self.spiking)
 
+    def activation_shape(self, name: str) -> Shape:
+        """Of the ANN's activation that the spiking layer `name` stands for: without the levels of a group."""
+        shape = self.shapes[name]
+        return shape[1:] if isinstance(self[name], GroupFire) else shape
+
     @cached_property
     def constant(self) -> frozenset[str]:
         """Layers that the images reach without passing a neuron, and no spike does: the same at every time step."""
         names = {self.input.name}
         for layer in self.layers[1:]:
-            changing = isinstance(layer, IntegrateFire | WindowFire | Impulse | BiasOnce)
+            changing = isinstance(layer, NEURONS | Impulse | BiasOnce)
             if not changing and names.issuperset(layer.inputs):
                 names.add(layer.name)
         return frozenset(names)
@@ -109,16 +130,23 @@ class LayerGraph:
         return any(isinstance(layer, WindowFire) for layer in self.layers)
 
     @property
+    def grouped(self) -> bool:
+        """Whether its neurons are groups of thresholds that fire at once."""
+        return any(isinstance(layer, GroupFire) for layer in self.layers)
+
+    @property
     def latency(self) -> int | None:
-        """Steps after which the output of a staged network is complete; None for one whose neurons fire at any time."""
-        return self.lasts[self.output.name] + 1 if self.staged else None
+        """Steps after which the output is complete; None for a network whose neurons fire at any time."""
+        return self.lasts[self.output.name] + 1 if self.staged else 1 if self.grouped else None
 
     @cached_property
     def integer(self) -> bool:
         """Whether this is a spiking network in whole numbers: from whole-number images, it computes nothing else."""
-        kinds = Input | Affine | Add | Scale | SumPool2d | Flatten | IntegrateFire
-        neurons = [layer for layer in self.layers if isinstance(layer, IntegrateFire)]
-        others = [layer for layer in self.layers if isinstance(layer, kinds) and not isinstance(layer, IntegrateFire)]
+        kinds = Input | Affine | Add | Scale | SumPool2d | Flatten | MaxPool
+        kinds |= Impulse | BiasOnce | AtLeast | GroupSum
+        inner = [layer.layer if isinstance(layer, EachLevel) else layer for layer in self.layers]
+        neurons = [layer for layer in inner if isinstance(layer, NEURONS)]
+        others = [layer for layer in inner if isinstance(layer, kinds)]
         if not neurons or len(neurons) + len(others) < len(self.layers):
             return False
         # neurons first: in a network that is not in whole numbers their levels of 1/2 settle it at once

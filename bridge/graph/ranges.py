@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.graph.grouped import EachLevel, GroupFire, GroupSum
 from bridge.graph.layer_graph import LayerGraph
 from bridge.graph.layers import (
     Add,
@@ -17,9 +18,11 @@ from bridge.graph.layers import (
     IntegrateFire,
     Layer,
     Linear,
+    MaxPool,
     Scale,
     SumPool2d,
 )
+from bridge.graph.staged import AtLeast, BiasOnce, Impulse, SpikeCount, WindowFire
 
 LARGEST_PIXEL = 255
 """Images of a whole-number network hold 8 bits: 0…255."""
@@ -50,20 +53,46 @@ class Range:
 def ranges(graph: LayerGraph, *, spike: float = 1.0) -> dict[str, Range]:
     """By layer of the spiking `graph`: what its output can be, for images in 0…255 and any spikes whatever.
 
-    The bounds are reached if every input of a neuron can take its own bound at once. With ``spike=0``, no neuron
-    spikes, and what is left are biases and what the images give.
+    Of a staged network, and of a counting one, that is the sum over all steps. The bounds are reached if every input of
+    a neuron can take its own bound at once. With ``spike=0``, no neuron spikes, and what is left are biases and what
+    the images give.
     """
     result: dict[str, Range] = {}
     for layer in graph:
-        channels = graph.shapes[layer.name][0]
-        result[layer.name] = _range(layer, channels, [result[source] for source in layer.inputs], spike)
+        inputs = [result[source] for source in layer.inputs]
+        if isinstance(layer, AtLeast):  # of a pool's windows, as often as what it pools
+            pooled = graph[graph[layer.inputs[0]].inputs[0]]
+            if isinstance(pooled, WindowFire | AtLeast):
+                result[layer.name] = result[pooled.name]
+                continue
+        shape = graph.shapes[layer.name]
+        if isinstance(layer, GroupSum):
+            most = inputs[0].high * graph.shapes[layer.inputs[0]][0]
+            result[layer.name] = Range(0 * most, most, most)
+            continue
+        channels = shape[1] if isinstance(layer, GroupFire | EachLevel) else shape[0]
+        result[layer.name] = _range(layer, channels, inputs, spike)
     return result
+
+
+def potentials(graph: LayerGraph) -> dict[str, NDArray[np.float64]]:
+    """By layer of a staged network that fires: the largest size of its potential until its window ends, ``[C]``."""
+    bounds = ranges(graph)
+    return {
+        layer.name: bounds[layer.inputs[0]].partial + layer.steps * layer.threshold.astype(np.float64)
+        for layer in graph
+        if isinstance(layer, WindowFire)
+    }
 
 
 def small(layer: Layer, of_small: bool, output: Range | None) -> bool:
     """Whether the output of `layer` is kept in uint8, its input being so (`of_small`) and its `output` in range."""
+    if isinstance(layer, WindowFire | SpikeCount):
+        return layer.steps <= 255
     if isinstance(layer, IntegrateFire):
         return True
+    if isinstance(layer, MaxPool):
+        return of_small
     if isinstance(layer, SumPool2d):
         return of_small and layer.padding == (0, 0) and output is not None and bool(output.high.max() <= 255)
     return isinstance(layer, Flatten) and of_small
@@ -85,8 +114,18 @@ def _range(layer: Layer, channels: int, inputs: list[Range], spike: float) -> Ra
     match layer:
         case Input():
             return Range(zeros, zeros + LARGEST_PIXEL, zeros + LARGEST_PIXEL)
-        case IntegrateFire():
+        case WindowFire(steps=steps) | SpikeCount(steps=steps):
+            return Range(zeros, zeros + spike * steps, zeros + spike * steps)
+        case IntegrateFire() | GroupFire() | AtLeast():
             return Range(zeros, zeros + spike, zeros + spike)
+        case EachLevel(layer=each):
+            return _range(each, channels, inputs, spike)
+        case Impulse() | MaxPool():
+            return inputs[0]
+        case BiasOnce(bias=bias):
+            rows, given = bias.astype(np.float64).reshape(channels, -1), inputs[0]
+            size = np.abs(rows).max(axis=1)
+            return Range(given.low + rows.min(axis=1), given.high + rows.max(axis=1), given.partial + size)
         case Add():
             one, other = inputs
             partial = np.maximum(np.maximum(one.partial, other.partial), one.size + other.size)

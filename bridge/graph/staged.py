@@ -7,11 +7,22 @@ are done, and a network takes as many steps as its windows, one behind the other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from bridge.graph.layers import Array, Layer, Shape
+from bridge.graph.layers import Array, IntegrateFire, Layer, Shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SpikeCount(IntegrateFire):
+    """How often an integrate-and-fire neuron fires in a window of ``steps`` steps, its drive being complete before:
+
+    ``n = clip(floor((d − level) / threshold) + 1, 0, steps)``. With ``level = threshold / 2`` that is QCFS in units of
+    λ / L; in integers the level is rounded up. It is part of no spiking network, but what both schedules are made from.
+    """
+
+    steps: int
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,17 +35,24 @@ class WindowFire(Layer):
     """Integrate-and-fire in a window: soft reset at every step of it, and spikes inside it alone.
 
     With u(0) = 0, steps counted from 0 and the window ``opens ≤ t < opens + steps``:
-    ``u += I;  u −= 1 if t ≥ opens;  s = [u ≥ level and t in the window]``.
-    ``level`` holds −1/2 − B, of the layer's full shape, where B is its drive with a zero image and no spikes: the
-    layers before have no bias. After the window u means nothing.
+    ``u += I;  u −= threshold if t ≥ opens;  s = [u ≥ level and t in the window]``.
+    ``threshold`` has one value per channel, 1 unless the network is in integers. ``level`` holds −threshold/2 − B, of
+    the layer's full shape, where B is its drive with a zero image and no spikes: the layers before have no bias. After
+    the window u means nothing.
     """
 
     level: Array
     opens: int
     steps: int
+    threshold: Array = field(default_factory=lambda: np.ones(1, np.float32))
 
     def __post_init__(self) -> None:
         self.expect(bool(np.isfinite(self.level).all()), "finite firing levels", self.level)
+        self.expect(bool(np.all(np.isfinite(self.threshold) & (self.threshold > 0))), "thresholds > 0", self.threshold)
+        channels = self.level.shape[:1]
+        fits = self.threshold.shape in ((1,), channels)
+        self.expect(fits, f"one threshold for each of the {channels} channels, or one for all", self.threshold.shape)
+        object.__setattr__(self, "threshold", np.array(np.broadcast_to(self.threshold, channels)))
         self.expect(self.opens >= 0 and self.steps >= 1, "a window of at least one step", (self.opens, self.steps))
 
     def output_shape(self, shape: Shape, *more: Shape) -> Shape:

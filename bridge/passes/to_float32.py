@@ -16,7 +16,9 @@ def to_float32(graph: LayerGraph) -> LayerGraph:
     layers = []
     for layer in graph:
         arrays = {
-            f.name: getattr(layer, f.name) for f in fields(layer) if isinstance(getattr(layer, f.name), np.ndarray)
+            f.name: value
+            for f in fields(layer)
+            if isinstance(value := getattr(layer, f.name), np.ndarray) and value.dtype != bool
         }
         with np.errstate(over="ignore"):
             rounded: dict[str, Any] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.graph import ClipFloorShift, LayerGraph
+from bridge.graph import ClipFloorShift, LayerGraph, SpikeCount
 from bridge.simulate.ops import channels, evaluate
 
 
@@ -15,25 +16,29 @@ from bridge.simulate.ops import channels, evaluate
 def activations(
     graph: LayerGraph, x: Tensor, given: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """What every QCFS layer of the ANN `graph` emits and receives, and the output, for `x` ``[B, *input]``.
+    """What every activation of the ANN `graph` emits and receives, and the output, for `x` ``[B, *input]``.
 
     Args:
         graph: the ANN.
         x: images; the arithmetic is done in their type.
-        given: by QCFS layer the ``a/λ`` that its readers receive instead of its own: each layer is then judged by
+        given: by activation the ``a/λ`` that its readers receive instead of its own: each layer is then judged by
             itself.
 
     Returns:
-        By QCFS layer its ``a/λ`` in [0, 1], ``[B, *shape]``; likewise its input z; and the output ``[B, ...]``.
+        By activation its ``a/λ``, or count / L, in [0, 1], ``[B, *shape]``; likewise its input z; and the output
+        ``[B, ...]``.
     """
     values: dict[str, Tensor] = {graph.input.name: x}
     normalised, drives = {}, {}
     for layer in graph.layers[1:]:
         value = values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
-        if isinstance(layer, ClipFloorShift):
-            threshold = channels(layer.threshold, value)
-            normalised[layer.name] = value / threshold
+        if isinstance(layer, ClipFloorShift | SpikeCount):
+            counting = isinstance(layer, SpikeCount)
+            most = np.array([layer.steps]) if isinstance(layer, SpikeCount) else layer.threshold
+            largest = channels(most, value)
+            normalised[layer.name] = value / largest
             drives[layer.name] = values[layer.inputs[0]]
             if given is not None:
-                values[layer.name] = given[layer.name].to(value) * threshold
+                value = given[layer.name].to(value) * largest
+                values[layer.name] = value.round() if counting else value
     return normalised, drives, values[graph.output.name]

@@ -19,11 +19,15 @@ from bridge.graph import (
     Concat,
     Conv1d,
     Conv2d,
+    EachLevel,
     Flatten,
+    GroupFire,
+    GroupSum,
     Input,
     Layer,
     MaxPool,
     Scale,
+    SpikeCount,
     SumPool2d,
     aligned,
 )
@@ -98,6 +102,29 @@ def _(layer: ClipFloorShift, x: Tensor) -> Tensor:
 @evaluate.register
 def _(layer: AtLeast, x: Tensor) -> Tensor:
     return (x >= parameter(aligned(layer.level, x.dim() - 1), x)).to(x.dtype)
+
+
+@evaluate.register
+def _(layer: SpikeCount, x: Tensor) -> Tensor:
+    over = (x - channels(layer.level, x)) / channels(layer.threshold, x)
+    return (over.floor() + 1).clamp(0, layer.steps)
+
+
+@evaluate.register
+def _(layer: GroupFire, x: Tensor) -> Tensor:
+    levels = [parameter(aligned(level, x.dim() - 1), x) for level in layer.level]
+    return torch.stack([x >= level for level in levels], dim=1).to(x.dtype)
+
+
+@evaluate.register
+def _(layer: EachLevel, x: Tensor) -> Tensor:
+    each = evaluate(layer.layer, x.flatten(0, 1))
+    return each.reshape(*x.shape[:2], *each.shape[1:])
+
+
+@evaluate.register
+def _(layer: GroupSum, x: Tensor) -> Tensor:
+    return x.sum(1)
 
 
 def affine(layer: Affine, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bridge.errors import InputError
-from bridge.graph import BiasOnce, Impulse, IntegrateFire, LayerGraph, WindowFire
+from bridge.graph import BiasOnce, GroupFire, Impulse, IntegrateFire, LayerGraph, WindowFire
 from bridge.graph.ranges import EXACT
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.images import BATCH
@@ -66,12 +66,18 @@ def simulate(
             if isinstance(layer, WindowFire):
                 u = potentials[layer.name] + inputs[0] if t else inputs[0].clone()
                 if t >= layer.opens:
-                    u = u - 1
+                    u = u - channels(layer.threshold, u)
                 potentials[layer.name] = u
                 open_now = layer.opens <= t < layer.opens + layer.steps
                 spikes = (u >= tensor(layer.level).to(u.dtype)).to(u.dtype) * float(open_now)
                 values[layer.name] = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
                 recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
+                continue
+            if isinstance(layer, GroupFire):
+                spikes = evaluate(layer, *inputs)
+                values[layer.name] = tensor(replayed[layer.name][t]).to(x.dtype) if heard else spikes
+                shown = inputs[0].unsqueeze(1).expand_as(spikes)
+                recorder.spikes(layer.name, spikes.numpy(), shown.numpy() if membranes else None)
                 continue
             if not isinstance(layer, IntegrateFire):
                 values[layer.name] = evaluate(layer, *inputs)

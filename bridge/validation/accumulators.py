@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
-from bridge.graph import LayerGraph, Shape, WindowFire
+from bridge.graph import LayerGraph, Shape
 from bridge.records import SpikeRecord, differing
 from bridge.validation.divergence import SLACK, Replay
+from bridge.validation.rates import rates
 
 Sums = dict[str, NDArray[Any]]
 """By layer or by kind: a sum for each time step, ``[T]``."""
@@ -45,6 +46,7 @@ class Tally:
     """Sums of one backend's agreement over some images. Those of several batches are added in the batches' order."""
 
     shapes: dict[str, Shape]
+    """By layer, of the activation that its rates are held against."""
     images: int = 0
     differing: Sums = field(default_factory=dict)
     error: Sums = field(default_factory=dict)
@@ -68,12 +70,12 @@ class Tally:
 
         `known` is the reference's own tally, where there is one: layers whose spikes are the same have its rates.
         """
-        tally = Tally({name: graph.shapes[name] for name in graph.spiking}, record.images)
+        tally = Tally({name: graph.activation_shape(name) for name in graph.spiking}, record.images)
         tally.differing = dict(differing(record, expected))
         for name in tally.shapes if targets.activations is not None else ():
             if known is None or tally.differing[name].any():
                 assert targets.activations is not None
-                tally._hold(name, _rates(graph, record, name), targets.activations[name])
+                tally._hold(name, rates(graph, record, name), targets.activations[name])
                 continue
             for kind in RATES:
                 getattr(tally, kind)[name] = getattr(known, kind)[name]
@@ -82,11 +84,11 @@ class Tally:
         tally.agree = {key: (top1 == truth).sum(axis=1) for key, truth in truths.items() if truth is not None}
         return tally
 
-    def _hold(self, name: str, rates: Iterable[NDArray[np.float32]], target: NDArray[np.float32]) -> None:
-        """Hold the `rates` of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
+    def _hold(self, name: str, running: Iterable[NDArray[np.float32]], target: NDArray[np.float32]) -> None:
+        """Hold the rates of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
         sums: dict[str, list[Any]] = {kind: [] for kind in RATES}
         square = np.square(target).sum(dtype=np.float64)
-        for t, rate in enumerate(rates, 1):
+        for t, rate in enumerate(running, 1):
             error = np.abs(rate - target)
             sums["error"].append(error.sum(dtype=np.float64))
             sums["error_max"].append(error.max())
@@ -156,15 +158,6 @@ class Tally:
             readout_error=self.readout_error,
             readouts_wrong=self.readouts_wrong,
         )
-
-
-def _rates(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterable[NDArray[np.float32]]:
-    """φ(t) of layer `name`; in a staged network, the share of its window's steps at which it has fired by then."""
-    layer = graph[name]
-    if not isinstance(layer, WindowFire):
-        return record.running_rates(name)
-    counts = (np.rint(rate * np.float32(t)) for t, rate in enumerate(record.running_rates(name), 1))
-    return (count / np.float32(layer.steps) for count in counts)  # as the ANN divides: equal counts, equal values
 
 
 @dataclass(eq=False)

@@ -85,21 +85,21 @@ def compare(
 ) -> Findings:
     """Run one batch on the reference and on all `runs`, and count."""
     x = batch.x
-    reference = simulate(graph, x, steps, membranes=ann is not None and not graph.staged)
+    reference = simulate(graph, x, steps, membranes=ann is not None and graph.latency is None)
     parts, targets, ann_right = PartsTally(), Targets(None, None, batch.labels), None
     equality = None
     if ann is not None:
         values, drives, output = activations(ann, x)
-        if graph.staged:
+        if graph.latency is not None:
             equality = EqualityTally.of(graph, ann, x, reference, values)
         targets = Targets({n: v.numpy() for n, v in values.items()}, largest(output.numpy()[None])[0], batch.labels)
         if batch.labels is not None and targets.ann_top1 is not None:
             ann_right = int((targets.ann_top1 == batch.labels).sum())
         for name in graph.spiking:
             layer, activation = graph[name], ann[name]
-            assert isinstance(activation, ClipFloorShift)
             if not isinstance(layer, IntegrateFire):
-                continue  # a staged layer has no rate error to take apart
+                continue  # a staged or grouped layer has no rate error to take apart
+            assert isinstance(activation, ClipFloorShift)
             membrane = reference.membranes[name]
             parts.note(name, error_parts(layer, activation, reference.spikes(name), membrane, drives[name]))
     reference = SpikeRecord(
@@ -127,7 +127,7 @@ def compare(
             if not np.array_equal(got.readout, expected.readout):
                 tally.judge_readout(replay)
     between = {f"{a} | {b}": differing(records[a], records[b]) for a, b in itertools.combinations(records, 2)}
-    kept = samples(reference, targets.activations) if batch.start == 0 else {}
+    kept = samples(graph, reference, targets.activations) if batch.start == 0 else {}
     return Findings(tallies, parts, equality, between, ann_right, kept)
 
 

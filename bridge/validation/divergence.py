@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bridge.agreement import Divergence
 from bridge.errors import ValidationError
-from bridge.graph import IntegrateFire, LayerGraph, WindowFire
+from bridge.graph import NEURONS, LayerGraph, WindowFire
 from bridge.records import SpikeRecord
 from bridge.simulate.reference import simulate
 
@@ -47,7 +47,7 @@ def divergences(replay: Replay, probed: SpikeRecord | None) -> list[Divergence]:
     found = []
     for name in graph.spiking:
         layer = graph[name]
-        assert isinstance(layer, IntegrateFire | WindowFire)
+        assert isinstance(layer, NEURONS)
         got = record.spikes(name)
         if probed is not None and (name not in probed.membranes or probed.membranes[name].shape != got.shape):
             raise ValidationError(f"{record.backend}: asked for membranes, it gave none that fit layer {name!r}")
@@ -56,8 +56,7 @@ def divergences(replay: Replay, probed: SpikeRecord | None) -> list[Divergence]:
         for index in map(tuple, np.argwhere(got != expected.spikes(name))):
             repeated = again is not None and bool((got[:, *index[1:]] == again[:, *index[1:]]).all())
             backend = float(probed.membranes[name][index]) if probed is not None and repeated else None
-            place = index[2:] if isinstance(layer, WindowFire) else index[2:3]
-            truth, level = float(exact.membranes[name][index]), float(layer.level[place])
+            truth, level = float(exact.membranes[name][index]), float(layer.level[index[2 : 2 + layer.level.ndim]])
             close = backend is not None and abs(backend - truth) <= rounding
             if isinstance(layer, WindowFire):  # outside its window no potential makes it fire
                 close = close and layer.opens <= index[0] < layer.opens + layer.steps

@@ -9,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from bridge.agreement import EqualsANN
-from bridge.graph import ClipFloorShift, LayerGraph, WindowFire
+from bridge.graph import ClipFloorShift, LayerGraph, SpikeCount, WindowFire
 from bridge.records import SpikeRecord
 from bridge.simulate.ann import activations
 from bridge.simulate.ops import channels, tensor
 from bridge.validation.divergence import SLACK
+from bridge.validation.rates import counts
 
 
 @dataclass(eq=False)
@@ -37,28 +38,35 @@ class EqualityTally:
         Every layer of the ANN is computed anew, in float64, from what the recorded counts of the layers before it
         stand for. An activation that differs from the ANN's is explained if this gives the recorded count, so that the
         layers before it are the reason; or if its input lies within rounding of the edge between two levels, a tie.
-        Nothing else is. An output is judged in the same way.
+        Nothing else is. An output is judged in the same way. In integers there are no ties.
         """
         tally = EqualityTally()
-        counts = {name: record.spikes(name).sum(0) for name in graph.spiking}
-        levels = {layer.name: layer.levels for layer in ann if isinstance(layer, ClipFloorShift)}
-        given = {name: tensor(counts[name]).double() / levels[name] for name in counts}
-        _, rounded, output32 = activations(ann, x.float(), given)
+        fired = {name: counts(graph, record, name) for name in graph.spiking}
+        levels = {
+            layer.name: layer.levels if isinstance(layer, ClipFloorShift) else layer.steps
+            for layer in ann
+            if isinstance(layer, ClipFloorShift | SpikeCount)
+        }
+        given = {name: tensor(fired[name]).double() / levels[name] for name in fired}
         expected, drives, output = activations(ann, x.double(), given)
+        slack = 0.0 if graph.integer else SLACK
+        _, rounded, output32 = activations(ann, x.float(), given) if slack else (expected, drives, output)
         for name, z in drives.items():
             layer, node = ann[name], graph[name]
-            assert isinstance(layer, ClipFloorShift)
-            assert isinstance(node, WindowFire)
-            wrong = counts[name] != np.rint(values[name].numpy() * layer.levels)
-            unit = layer.levels / channels(layer.threshold, z)
-            level = (z * unit + 0.5).numpy()
-            tie = np.abs(level - np.rint(level)) <= _rounding((rounded[name] - z) * unit, z * unit)
-            follows = counts[name] == np.rint(expected[name].numpy() * layer.levels)
-            tally.windows[name] = [node.opens + 1, node.opens + node.steps]
+            wrong = fired[name] != np.rint(values[name].numpy() * levels[name])
+            follows = fired[name] == np.rint(expected[name].numpy() * levels[name])
+            unexplained = wrong & ~follows
+            if isinstance(layer, ClipFloorShift) and slack:
+                unit = levels[name] / channels(layer.threshold, z)
+                level = (z * unit + 0.5).numpy()
+                rounding = slack * _error((rounded[name] - z) * unit, z * unit)
+                unexplained &= np.abs(level - np.rint(level)) > rounding
+            first = node.opens + 1 if isinstance(node, WindowFire) else 1
+            tally.windows[name] = [first, first + (node.steps - 1 if isinstance(node, WindowFire) else 0)]
             tally.compared[name] = wrong.size
             tally.differing[name] = int(wrong.sum())
-            tally.unexplained[name] = int((wrong & ~tie & ~follows).sum())
-        off = np.abs(record.outputs()[-1] - output.numpy()) > _rounding(output32 - output, output)
+            tally.unexplained[name] = int(unexplained.sum())
+        off = np.abs(record.outputs()[-1] - output.numpy()) > slack * _error(output32 - output, output)
         tally.outputs_wrong = int(off.reshape(len(off), -1).any(1).sum())
         return tally
 
@@ -78,6 +86,6 @@ class EqualityTally:
         return EqualsANN(self.compared, self.differing, self.unexplained, self.windows, self.outputs_wrong)
 
 
-def _rounding(error: Tensor, value: Tensor) -> float:
-    """How far float32 may be off: `SLACK` times its largest `error` here, and at least half a bit of `value`."""
-    return SLACK * max(float(error.abs().max()), float(value.abs().max()) * 2.0**-24)
+def _error(error: Tensor, value: Tensor) -> float:
+    """How far float32 is off: its largest `error` here, and at least half a bit of `value`."""
+    return max(float(error.abs().max()), float(value.abs().max()) * 2.0**-24)

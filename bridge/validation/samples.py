@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.graph import LayerGraph
 from bridge.records import SpikeRecord
+from bridge.validation.rates import rates
 
 POINTS = 400
 """Neurons (of any image) in a layer's scatter plot."""
@@ -16,7 +18,9 @@ IMAGES, NEURONS = 4, 64
 """Images that have a raster, and neurons in each layer's."""
 
 
-def samples(record: SpikeRecord, activations: Mapping[str, NDArray[np.float32]] | None) -> dict[str, Any]:
+def samples(
+    graph: LayerGraph, record: SpikeRecord, activations: Mapping[str, NDArray[np.float32]] | None
+) -> dict[str, Any]:
     """Of the first batch, whose reference is `record`: by layer, evenly spread over its neurons,
 
     * ``scatter``: a/λ and φ(T) of some neurons, pairs;
@@ -32,7 +36,8 @@ def samples(record: SpikeRecord, activations: Mapping[str, NDArray[np.float32]] 
             for image in range(spikes.shape[1])
         ]
         if activations is not None:
-            target, rate = activations[name].ravel(), record.rates(name)[-1].ravel()
+            *_, rate = rates(graph, record, name)
+            target, rate = activations[name].ravel(), rate.ravel()
             some = _spread(target.size, POINTS)
             result["scatter"][name] = np.stack([target[some], rate[some]], axis=1).round(6).tolist()
     return result

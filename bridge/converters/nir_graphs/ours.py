@@ -25,7 +25,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from bridge.converters.nir_graphs import staged
+from bridge.converters.nir_graphs import grouped, staged
 from bridge.converters.nir_graphs.declared import check, real, shape_of, weights, whole
 from bridge.errors import GraphError
 from bridge.graph import (
@@ -35,7 +35,9 @@ from bridge.graph import (
     AvgPool2d,
     Conv1d,
     Conv2d,
+    EachLevel,
     Flatten,
+    GroupFire,
     Input,
     IntegrateFire,
     Layer,
@@ -48,7 +50,7 @@ from bridge.graph import (
     same_padding,
     spread,
 )
-from bridge.graph.ranges import EXACT, ranges
+from bridge.graph.ranges import EXACT, potentials, ranges
 
 METADATA = {
     "dt": 1.0,
@@ -59,6 +61,11 @@ METADATA = {
 STAGED = {
     "neuron": "integrates, then fires in a window of its own, soft reset: see the nodes around each Threshold(3/2)",
     "time": "layers are synchronous; the input counts at the first step; the output is the sum over all steps",
+}
+
+GROUPED = {
+    "neuron": "a group of thresholds that fire at once, one for each level of the activation; no state",
+    "time": "one step is enough: every step's output is the answer",
 }
 
 HARD_RESET = (
@@ -79,6 +86,7 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     nodes: dict[str, nir.NIRNode] = {}
     edges: list[tuple[str, str]] = []
     summed: dict[str, list[str]] = {}  # by the Add that has no node, what it adds
+    members: grouped.Members = {}
 
     def feed(source: str, target: str) -> None:
         edges.extend((one, target) for one in summed.get(source, [source]))
@@ -90,12 +98,16 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
             if len(set(parts)) == len(parts):  # an edge can be there only once
                 summed[layer.name] = parts
                 continue
+        if neuron == "if" and isinstance(layer, staged.KINDS | grouped.KINDS):
+            raise GraphError(f"layer {layer.name!r}: nir.IF fires at any step; write neuron='exact'")
+        if isinstance(layer, grouped.KINDS):
+            added, found = grouped.write(graph, layer, members, _write, partial(_free, graph, nodes))
+            nodes |= added
+            for source, target in found:
+                feed(source, target)
+            continue
         if isinstance(layer, staged.KINDS):
-            if neuron == "if":
-                raise GraphError(
-                    f"layer {layer.name!r}: a staged network has no form with nir.IF; write neuron='exact'"
-                )
-            written, inner = staged.write(layer, shape, partial(_free, graph, nodes))
+            written, inner = staged.write(layer, shape, partial(_free, graph, nodes), graph.integer)
             nodes |= written
             for source, target in inner:
                 feed(source, target)
@@ -120,13 +132,13 @@ def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     feed(graph.output.name, output)
     # nir's own type inference takes kernels for square and groups for 1, so the types are set here and then checked.
     # Files with other kernels or groups need nir.read(path, type_check=False), as `bridge.nir_graph.read` does.
-    metadata = METADATA | (STAGED if graph.staged else {})
+    metadata = METADATA | (STAGED if graph.staged else GROUPED if graph.grouped else {})
     if neuron == "if":
         metadata |= {"neuron": "IF: integrate-and-fire, hard reset"}
     result = nir.NIRGraph(nodes, edges, metadata=metadata, type_check=False)
     for layer in graph:
         node = nodes.get(layer.name)
-        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire | staged.KINDS):
+        if node is not None and layer.inputs and not isinstance(layer, IntegrateFire | staged.KINDS | grouped.KINDS):
             node.input_type = {"input": np.array(graph.shapes[layer.inputs[0]])}
             node.output_type = {"output": np.array(graph.shapes[layer.name])}
     result.check_types()
@@ -161,7 +173,9 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
             neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
     """
     wiring = Wiring(graph)
-    found = staged.Found(wiring.nodes, wiring.before, wiring.after)
+    integer = _in_integers(graph)
+    groups = grouped.Found(wiring.nodes, wiring.before, wiring.after, layer_of, whole=integer)
+    found = groups if groups.layers else staged.Found(wiring.nodes, wiring.before, wiring.after, whole=integer)
     layers: dict[str, Layer] = dict(found.layers)
     inside: set[str] = set(found.inside)
     for name, node in graph.nodes.items():
@@ -199,11 +213,25 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     staged.check_windows(result)
     _check_declared(graph, result, wiring.output)
     if result.integer:
-        for name, reach in ranges(result).items():
-            largest = float(reach.partial.max())
+        for name, bounds in ranges(result).items():
+            largest = float(bounds.partial.max())
             result[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
+        for name, reach in potentials(result).items():
+            most = float(reach.max())
+            result[name].expect(most <= EXACT, "a potential up to 2^24, exact in float32", most)
     plain = [name for name in result.spiking if name not in found.layers]
+    if plain and len(plain) < len(result.spiking):
+        other = next(name for name in result.spiking if name not in plain)
+        raise GraphError(
+            f"node {plain[0]!r} fires at any time step, {other!r} in a window or a group: one or the other"
+        )
     return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in plain})
+
+
+def _in_integers(graph: nir.NIRGraph) -> bool:
+    """Whether every threshold of `graph` is a whole number, as of a network in integers."""
+    levels = [np.asarray(node.threshold) for node in graph.nodes.values() if isinstance(node, nir.Threshold)]
+    return all(level.dtype.kind in "fiu" and bool((level == np.rint(level)).all()) for level in levels)
 
 
 def _check_declared(graph: nir.NIRGraph, layers: LayerGraph, output: str) -> None:
@@ -212,8 +240,12 @@ def _check_declared(graph: nir.NIRGraph, layers: LayerGraph, output: str) -> Non
     nodes[output] = graph.nodes[output]
     sources = {name: layers[name].inputs if name != output else (layers.output.name,) for name in nodes}
     given = {**layers.shapes, output: layers.shapes[layers.output.name]}
+    for layer in layers:
+        if isinstance(layer, GroupFire | EachLevel):  # each of its nodes is one level
+            given[layer.name] = given[layer.name][1:]
     taken = {name: given[sources[name][0]] if sources[name] else given[name] for name in nodes}
-    check(nodes, {layer.name: layer for layer in layers} | {output: None}, sources, taken, given)
+    kinds = {layer.name: layer.layer if isinstance(layer, EachLevel) else layer for layer in layers}
+    check(nodes, kinds | {output: None}, sources, taken, given)
 
 
 def _with_level(graph: LayerGraph, name: str, node: nir.Threshold) -> Layer:

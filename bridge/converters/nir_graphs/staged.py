@@ -18,10 +18,14 @@ And a bias in the first step alone, on the readout e::
 
     e → one = Threshold(lowest) → clock = I(1) → neg = Scale(−1) → first = Threshold(−3/2) → bias = Scale(B)
     e, bias → y = Scale(1)
+
+In integers fall = Scale(−θ), and all thresholds are whole: one less than what is reached. So w + 1/2 is w there, 3/2
+is 1, −3/2 is −2, and the lowest is −2^24.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +35,7 @@ from numpy.typing import NDArray
 
 from bridge.errors import GraphError
 from bridge.graph import AtLeast, BiasOnce, Impulse, Layer, LayerGraph, Shape, WindowFire, spread
+from bridge.graph.ranges import EXACT
 
 LOWEST = np.float32(-3.4028235e38)
 """A threshold that every float32 value but itself passes: the node says 1 at every step."""
@@ -40,15 +45,27 @@ Edges = list[tuple[str, str]]
 KINDS = WindowFire | Impulse | BiasOnce | AtLeast
 
 
-def write(layer: Layer, shape: Shape, free: Callable[[str], str]) -> tuple[Nodes, Edges]:
+def below(level: Any, whole: bool) -> Any:
+    """The threshold that is passed where `level` is reached: in integers (`whole`) and in float32."""
+    return level - 1 if whole else np.nextafter(level, np.float32(-np.inf))
+
+
+def above(threshold: Any, whole: bool) -> Any:
+    """The level that is reached where `threshold` is passed: the opposite of `below`."""
+    return threshold + 1 if whole else np.nextafter(threshold, np.float32(np.inf))
+
+
+def write(layer: Layer, shape: Shape, free: Callable[[str], str], whole: bool) -> tuple[Nodes, Edges]:
     """The nodes and edges of `layer`, whose output has this `shape`; `free` makes a name unique.
 
-    What `layer` reads is an edge to "": its source is to be put there.
+    `whole` is for a network in integers. What `layer` reads is an edge to "": its source is to be put there.
     """
     nodes: Nodes = {}
     edges: Edges = []
     part = {key: free(f"{layer.name}_{key}") for key in PARTS[type(layer)]}
     (source,) = layer.inputs
+    half = 0.0 if whole else 0.5
+    lowest = -EXACT if whole else LOWEST
 
     def full(value: float) -> NDArray[np.float32]:
         return np.full(shape, value, np.float32)
@@ -71,18 +88,19 @@ def write(layer: Layer, shape: Shape, free: Callable[[str], str]) -> tuple[Nodes
         scale(layer.name, 1.0, source, part["minus"])
         scale(part["minus"], -1.0, integrate(part["shown"], layer.name))
     elif isinstance(layer, AtLeast):
-        threshold(layer.name, spread(np.nextafter(layer.level, np.float32(-np.inf)), shape), source)
+        threshold(layer.name, spread(below(layer.level, whole), shape), source)
     else:
-        clock = integrate(part["clock"], threshold(part["one"], LOWEST, source))
+        clock = integrate(part["clock"], threshold(part["one"], lowest, source))
         if isinstance(layer, BiasOnce):
-            first = threshold(part["first"], -1.5, scale(part["neg"], -1.0, clock))
+            first = threshold(part["first"], half - 2, scale(part["neg"], -1.0, clock))
             scale(layer.name, 1.0, source, scale(part["bias"], layer.bias, first))
         elif isinstance(layer, WindowFire):
-            opened = threshold(part["open"], layer.opens + 0.5, clock)
-            past = scale(part["not"], -1.0, threshold(part["shut"], layer.opens + layer.steps + 0.5, clock))
-            membrane = integrate(part["membrane"], source, scale(part["fall"], -1.0, opened))
-            below = np.nextafter(layer.level, np.float32(-np.inf))
-            threshold(layer.name, 1.5, threshold(part["raw"], below, membrane), opened, past)
+            opened = threshold(part["open"], layer.opens + half, clock)
+            past = scale(part["not"], -1.0, threshold(part["shut"], layer.opens + layer.steps + half, clock))
+            fall = scale(part["fall"], -spread(layer.threshold, shape), opened)
+            membrane = integrate(part["membrane"], source, fall)
+            raw = threshold(part["raw"], below(layer.level, whole), membrane)
+            threshold(layer.name, 1 + half, raw, opened, past)
     return nodes, edges
 
 
@@ -97,8 +115,8 @@ PARTS: dict[type[Layer], tuple[str, ...]] = {
 class Found:
     """The staged layers in a NIR graph, by name, and the nodes that are parts of them."""
 
-    def __init__(self, nodes: Nodes, before: dict[str, list[str]], after: dict[str, list[str]]) -> None:
-        self.nodes, self.before, self.after = nodes, before, after
+    def __init__(self, nodes: Nodes, before: dict[str, list[str]], after: dict[str, list[str]], *, whole: bool) -> None:
+        self.nodes, self.before, self.after, self.whole = nodes, before, after, whole
         self.layers: dict[str, Layer] = {}
         self.inside: set[str] = set()
         for name, node in nodes.items():
@@ -116,7 +134,7 @@ class Found:
             if isinstance(node, nir.Threshold) and name not in self.layers and name not in self.inside:
                 sources = before[name]
                 if len(sources) == 1 and not isinstance(nodes[sources[0]], nir.I):
-                    level = np.nextafter(_reduced(node.threshold), np.float32(np.inf))
+                    level = above(_reduced(node.threshold), whole)
                     self.layers[name] = AtLeast(name=name, inputs=(sources[0],), level=level)
 
     def _is(
@@ -128,6 +146,17 @@ class Found:
             return False
         return value is None or bool(np.all(_parameter(node) == np.float32(value)))
 
+    def _passed_by(self, name: str, level: float, readers: int | None = None) -> bool:
+        """Whether the node `name` is a Threshold that whole numbers pass from `level` on, with so many readers."""
+        if not self._is(name, nir.Threshold, readers=readers):
+            return False
+        thresholds = _parameter(self.nodes[name])
+        return bool(np.all((thresholds >= level - 1) & (thresholds < level)))
+
+    def _always(self, name: str) -> bool:
+        """Whether the node `name` is a Threshold that every value passes which can occur, with one reader."""
+        return self._is(name, nir.Threshold, -EXACT if self.whole else LOWEST, 1)
+
     def _only(self, name: str) -> str:
         """What alone feeds the node `name`; "" if that is not one node."""
         sources = self.before[name]
@@ -135,7 +164,7 @@ class Found:
 
     def _window(self, name: str) -> tuple[Layer, set[str]] | None:
         sources = self.before[name]
-        if len(sources) != 3 or not self._is(name, nir.Threshold, 1.5):
+        if len(sources) != 3 or not self._passed_by(name, 2):
             return None
         past = [each for each in sources if self._is(each, nir.Scale, -1.0, readers=1)]
         gates = [each for each in sources if self._is(each, nir.Threshold)]
@@ -146,13 +175,7 @@ class Found:
         opened = next((each for each in gates if self._only(each) == clock), "")
         raw = next((each for each in gates if each != opened), "")
         one = self._only(clock) if clock and self._is(clock, nir.I, 1.0, readers=2) else ""
-        if not (
-            opened
-            and raw
-            and one
-            and self._is(one, nir.Threshold, LOWEST, 1)
-            and self._is(raw, nir.Threshold, readers=1)
-        ):
+        if not (opened and raw and one and self._always(one) and self._is(raw, nir.Threshold, readers=1)):
             return None
         membrane, drive = self._only(raw), self._only(one)
         if not (
@@ -166,22 +189,25 @@ class Found:
         if len(self.before[membrane]) != 2 or len(falls) != 1:
             return None
         (fall,) = falls
-        if not self._is(fall, nir.Scale, -1.0, readers=1) or self._only(fall) != opened:
+        if not self._is(fall, nir.Scale, readers=1) or self._only(fall) != opened:
+            return None
+        threshold = -_reduced(self.nodes[fall].scale)
+        if threshold.ndim != 1 or not (threshold > 0).all() or not (self.whole or (threshold == 1).all()):
             return None
         opens = self._step(opened)
         steps = self._step(shut) - opens
         if opens < 0 or steps < 1:
             raise GraphError(f"node {name!r}: its window opens at step {opens + 1} and has {steps} steps")
-        level = np.nextafter(_parameter(self.nodes[raw]), np.float32(np.inf))
-        layer = WindowFire(name=name, inputs=(drive,), level=level, opens=opens, steps=steps)
+        level = above(_parameter(self.nodes[raw]), self.whole)
+        layer = WindowFire(name=name, inputs=(drive,), level=level, threshold=threshold, opens=opens, steps=steps)
         return layer, {past[0], shut, clock, opened, raw, one, membrane, fall}
 
     def _step(self, name: str) -> int:
-        """The whole number below the one threshold of the node `name`."""
+        """The last step, counted from 1, whose number does not pass the one threshold of the node `name`."""
         values = np.unique(_parameter(self.nodes[name]))
-        if len(values) != 1 or float(values[0]) % 1 != 0.5:
-            raise GraphError(f"node {name!r} (Threshold): expected one number of a step and a half, got {values[:3]}")
-        return int(values[0])
+        if len(values) != 1 or not np.isfinite(values[0]):
+            raise GraphError(f"node {name!r} (Threshold): expected one number of a step, got {values[:3]}")
+        return math.floor(float(values[0]))
 
     def _impulse(self, name: str) -> tuple[Layer, set[str]] | None:
         if not self._is(name, nir.Scale, 1.0) or len(self.before[name]) != 2:
@@ -200,10 +226,10 @@ class Found:
         for bias in self.before[name]:
             (source,) = [each for each in self.before[name] if each != bias]
             first = self._only(bias) if self._is(bias, nir.Scale, readers=1) else ""
-            neg = self._only(first) if first and self._is(first, nir.Threshold, -1.5, readers=1) else ""
+            neg = self._only(first) if first and self._passed_by(first, -1, readers=1) else ""
             clock = self._only(neg) if neg and self._is(neg, nir.Scale, -1.0, readers=1) else ""
             one = self._only(clock) if clock and self._is(clock, nir.I, 1.0, readers=1) else ""
-            if one and self._is(one, nir.Threshold, LOWEST, 1) and self._only(one) == source:
+            if one and self._always(one) and self._only(one) == source:
                 values = _parameter(self.nodes[bias])
                 return BiasOnce(name=name, inputs=(source,), bias=values), {bias, first, neg, clock, one}
         return None

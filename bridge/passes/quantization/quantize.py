@@ -19,6 +19,7 @@ from bridge.graph import (
     Layer,
     LayerGraph,
     Scale,
+    SpikeCount,
     SumPool2d,
     aligned,
 )
@@ -33,6 +34,7 @@ from bridge.graph.loihi_registers import (
 from bridge.graph.ranges import EXACT, Range, ranges
 from bridge.passes.quantization.scale_groups import Known, ScaleGroup, tied
 from bridge.passes.scaling import scale_inputs
+from bridge.passes.stage import at_rest
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
 
@@ -71,17 +73,19 @@ class Statistics:
 def quantize(
     graph: LayerGraph, batches: Iterable[Tensor], weight_bits: int, *, per_channel: bool, steps: int
 ) -> LayerGraph:
-    """The spiking `graph`, whose input is in pixels, with weights of `weight_bits` bits and everything else whole.
+    """The spiking or counting `graph`, whose input is in pixels, with weights of `weight_bits` bits and all else whole.
 
     A neuron's drive and its threshold are multiplied by a scale σ and rounded; it does not notice σ. What is added up
     shares a σ (`scale_groups`), and so all branches of a residual sum meet in the same units. σ is the one that makes
     the error of the drive least, weighted by how strongly the calibration images in `batches` use each input: less
     than the largest weight would allow where a bound asks for it, more where clipping a few weights pays. What
-    rounding shifts the drive by on average is taken back in the bias. Rates are those of the first `steps` time steps.
+    rounding shifts the drive by on average is taken back in the bias. Rates are those of the first `steps` time steps;
+    of a counting graph (`bridge.passes.counting`), the counts.
 
     For up to 8 bits the bounds are those of Loihi's registers (`bridge.graph.loihi_registers`) for one step; for more,
-    sums below 2^24 alone. A `Scale`, such as a skip connection has, is a mantissa of at least 8 bits times a power of
-    two.
+    sums below 2^24 alone. Of a counting graph, all sums over a run and potentials keep within 2^24 (up to 8 bits, 2^23
+    for potentials, as Loihi's registers do), with the biases in their layers and without. A `Scale`, such as a skip
+    connection has, is a mantissa of at least 8 bits times a power of two.
 
     Raises:
         ConversionError: a layer cannot meet a bound at any scale; the message names it, the bound and the numbers.
@@ -91,12 +95,13 @@ def quantize(
     plans = [_Plan(graph, group, per_channel, statistics) for group in groups]
     for _ in range(ROUNDS):
         result = _rounded(graph, known, plans, statistics, weight_bits)
-        most, at_rest = ranges(result), ranges(result, spike=0)
+        most, quiet = ranges(result), ranges(result, spike=0)
+        reach = _without_biases(result)
         changed: set[str] = set()
         problems: list[tuple[_Plan, ConversionError]] = []
         for plan in plans:
             try:
-                changed |= set(plan.group.gains if plan.lower(result, most, at_rest, weight_bits) else ())
+                changed |= set(plan.group.gains if plan.lower(result, most, quiet, reach, weight_bits) else ())
             except ConversionError as problem:
                 problems.append((plan, problem))
         if not changed and not problems:
@@ -148,7 +153,9 @@ class _Plan:
         self.bias_step = 1
         self.pixels_only = bool(group.neurons) and all(n.inputs[0] in graph.constant for n in group.neurons)
         gain = int(np.gcd.reduce([group.gains[neuron.inputs[0]] for neuron in group.neurons] or [1]))
-        self.even = self.step = 2 / gain  # thresholds are even, so that half of one is whole
+        self.counting = any(isinstance(layer, SpikeCount) for layer in graph)
+        # The thresholds of plain neurons are even, so that half of one is whole.
+        self.even = self.step = (1 if self.counting else 2) / gain
         self.stuck = False
 
     def of(self, name: str, channels: int) -> Floats:
@@ -196,7 +203,7 @@ class _Plan:
                     f"whole weight, {member.largest}, the threshold would be below 2; is a λ far too small?"
                 )
         fitting = np.where(np.isfinite(fitting), fitting, UNIT)  # a channel without weights
-        if self.pixels_only and (fitting > 8 * UNIT * self.even).all():
+        if self.pixels_only and not self.counting and (fitting > 8 * UNIT * self.even).all():
             self.step = UNIT * self.even  # so that registers can hold them in units of 1 (`graph.loihi_registers`)
         best = np.full(self.channels, np.inf)
         self.scale = np.full(self.channels, self.step)
@@ -213,22 +220,33 @@ class _Plan:
             best = np.minimum(best, error)
 
     def lower(
-        self, graph: LayerGraph, most: Mapping[str, Range], at_rest: Mapping[str, Range], weight_bits: int
+        self,
+        graph: LayerGraph,
+        most: Mapping[str, Range],
+        quiet: Mapping[str, Range],
+        reach: Mapping[str, Floats],
+        weight_bits: int,
     ) -> bool:
         """Lower σ where a layer of the whole-number `graph` is out of bounds; say whether that was needed.
+
+        `reach` is `_without_biases`.
 
         Raises `ConversionError` if it cannot be lowered any further.
         """
         assert self.scale is not None
         self.stuck = True  # until the end
         bounds = [(name, "a partial sum", most[name].partial, EXACT) for name in self.group.gains]
+        bounds += [(name, "a sum over a run", reach[name], EXACT) for name in self.group.gains if name in reach]
         for neuron in self.group.neurons:
-            bounds += self._potentials(graph[neuron.name], most, weight_bits)
-        if weight_bits <= WEIGHT_BITS:
+            if self.counting:
+                bounds.append(self._over_a_run(graph[neuron.name], most, reach, weight_bits))
+            else:
+                bounds += self._potentials(graph[neuron.name], most, weight_bits)
+        if weight_bits <= WEIGHT_BITS and not self.counting:
             if graph.output.name in self.group.gains:
                 bounds.append((graph.output.name, "the readout's input", most[graph.output.name].size, LARGEST_INPUT))
             for neuron in () if self.pixels_only else self.group.neurons:
-                bias = at_rest[neuron.inputs[0]].size
+                bias = quiet[neuron.inputs[0]].size
                 if bias.max() > LARGEST_BIAS_MANTISSA and not _hears_pixels(graph, neuron.inputs[0]):
                     coarse, self.bias_step = self.bias_step, 2
                     bounds.append((neuron.name, "a bias", bias, 2 * LARGEST_BIAS_MANTISSA))
@@ -252,6 +270,16 @@ class _Plan:
         self.scale = scale
         self.stuck = False
         return changed
+
+    def _over_a_run(
+        self, neuron: Layer, most: Mapping[str, Range], reach: Mapping[str, Floats], weight_bits: int
+    ) -> tuple[str, str, Floats, int]:
+        """The bound on the potential of a `SpikeCount`: layer, quantity, its size a channel, its limit."""
+        assert isinstance(neuron, SpikeCount)
+        (source,) = neuron.inputs
+        limit = LARGEST_STATE if weight_bits <= WEIGHT_BITS else EXACT
+        drive = np.maximum(most[source].partial, reach[source])
+        return neuron.name, "the potential", drive + neuron.steps * neuron.threshold.astype(np.float64), limit
 
     def _potentials(
         self, neuron: Layer, most: Mapping[str, Range], weight_bits: int
@@ -354,12 +382,29 @@ def _rounded(
         changes |= {member.layer.name: [member.whole(plan.scale, plan.bias_step)] for member in plan.members}
         for neuron in plan.group.neurons:
             threshold = scales[neuron.inputs[0]].astype(np.float32)
-            changes[neuron.name] = [replace(neuron, level=np.rint(neuron.level * threshold), threshold=threshold)]
+            rounded = np.ceil if isinstance(neuron, SpikeCount) else np.rint  # the first whole number that reaches it
+            changes[neuron.name] = [replace(neuron, level=rounded(neuron.level * threshold), threshold=threshold)]
     for layer in graph:
         if type(layer) is AvgPool2d:
             sizes = {"kernel": layer.kernel, "stride": layer.stride, "padding": layer.padding}
             changes[layer.name] = [SumPool2d(name=layer.name, inputs=layer.inputs, **sizes)]
     return graph.rewrite(changes)
+
+
+def _without_biases(graph: LayerGraph) -> dict[str, Floats]:
+    """By layer of the counting `graph`: how far it can go without any bias, and what biases then come to beside it.
+
+    A staged network has its biases in its levels, and so other sums than the counting network it is made from. Empty
+    for a spiking network.
+    """
+    if not any(isinstance(layer, SpikeCount) for layer in graph):
+        return {}
+    bare = graph.rewrite(
+        {layer.name: [replace(layer, bias=0 * layer.bias)] for layer in graph if isinstance(layer, Affine)}
+    )
+    rest = at_rest(graph)
+    sizes = {name: np.abs(value).reshape(len(value), -1).max(axis=1) for name, value in rest.items()}
+    return {name: found.partial + sizes[name] for name, found in ranges(bare).items()}
 
 
 def _hears_pixels(graph: LayerGraph, name: str) -> bool:
@@ -375,13 +420,14 @@ def _statistics(graph: LayerGraph, batches: Iterable[Tensor], steps: int) -> dic
     sums = {layer.name: np.zeros((2, graph.shapes[layer.name][0])) for layer in graph}
     excess = {layer.name: np.zeros(graph.shapes[layer.name][0]) for layer in graph}
     for x in batches:
-        record = simulate(graph, x, steps)
+        counting = any(isinstance(layer, SpikeCount) for layer in graph)
+        record = None if counting else simulate(graph, x, steps)
         values: dict[str, Tensor] = {}
         for layer in graph:
             name = layer.name
             if isinstance(layer, Input):
                 values[name] = x
-            elif isinstance(layer, IntegrateFire):
+            elif isinstance(layer, IntegrateFire) and record is not None:
                 values[name] = tensor(record.spikes(name).mean(axis=0, dtype=np.float32))
             else:
                 values[name] = evaluate(layer, *(values[source] for source in layer.inputs))

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from bridge.errors import ConversionError
-from bridge.graph import Add, Affine, AvgPool2d, Flatten, Input, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import Add, Affine, AvgPool2d, Flatten, Input, IntegrateFire, Layer, LayerGraph, MaxPool, Scale
 
 Known = dict[str, Fraction]
 """By layer whose scale is given: what a value of 1 is in whole numbers, such as 4 after a pool over 2×2 spikes."""
@@ -84,7 +84,7 @@ def _with_free_edges(graph: LayerGraph) -> tuple[LayerGraph, Known]:
             layer = replace(layer, inputs=tuple(sources))
         if isinstance(layer, Input | IntegrateFire) or _counts(layer, known):
             known[layer.name] = Fraction(1)
-        elif isinstance(layer, AvgPool2d | Flatten) and layer.inputs[0] in known:
+        elif isinstance(layer, AvgPool2d | Flatten | MaxPool) and layer.inputs[0] in known:
             known[layer.name] = known[layer.inputs[0]] * _gain(layer)
         layers.append(layer)
     return LayerGraph(tuple(layers)), known

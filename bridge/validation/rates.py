@@ -1,0 +1,38 @@
+"""What is held against the ANN's activation a/λ at each time step: firing rates, or what stands for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.graph import GroupFire, LayerGraph, WindowFire
+from bridge.records import SpikeRecord
+
+
+def rates(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterable[NDArray[np.float32]]:
+    """φ(t) of the layer `name` at each step, ``[B, *shape]``, of the activation's shape.
+
+    In a staged network it is the share of its window's steps at which a neuron has fired by then, in a grouped one the
+    share of a group that fires.
+    """
+    layer = graph[name]
+    running = record.running_rates(name)
+    if isinstance(layer, WindowFire):
+        return _counted(running, layer.steps)
+    if isinstance(layer, GroupFire):
+        return (rate.sum(axis=1) / np.float32(layer.levels) for rate in running)
+    return running
+
+
+def _counted(running: Iterable[NDArray[np.float32]], steps: int) -> Iterator[NDArray[np.float32]]:
+    for t, rate in enumerate(running, 1):  # as the ANN divides: equal counts, equal values
+        yield np.rint(rate * np.float32(t)) / np.float32(steps)
+
+
+def counts(graph: LayerGraph, record: SpikeRecord, name: str) -> NDArray[np.int64]:
+    """How often each neuron of the layer `name` of a staged or grouped network fires for an image, ``[B, *shape]``."""
+    spikes = record.spikes(name)
+    result: NDArray[np.int64] = spikes[-1].sum(axis=1) if isinstance(graph[name], GroupFire) else spikes.sum(axis=0)
+    return result
