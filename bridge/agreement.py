@@ -17,6 +17,20 @@ FORMAT = 3
 PARTS = ("inherited", "clipping", "quantisation", "unevenness")
 """The parts of the rate error (`bridge.validation.rate_error`), in the order in which they are stacked."""
 
+COSTS = {
+    "latency": "latency, steps",
+    "interval": "steps between images",
+    "interval_of_one_potential": "… with one potential a neuron",
+    "images_in_flight": "images in flight",
+    "delayed_steps": "delays, neurons × steps",
+    "neurons": "neurons",
+    "pool_units": "units of maximum pools",
+    "synapses": "synapses",
+    "spikes": "spikes an image",
+    "synaptic_operations": "synaptic operations an image",
+}
+"""What a network costs (`bridge.SpikingNetwork.cost`), in words, in the order in which it is shown."""
+
 Layers = dict[str, list[float]]
 """By layer: a number for each of the time steps 1..T."""
 
@@ -141,8 +155,9 @@ class Agreement:
     ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
     by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN, and
     for a staged network, which has ``equals_ann`` instead: whether its counts are the ANN's activations.
-    ``samples`` holds some neurons and images for the report's pictures (`bridge.validation.samples`), ``environment``
-    what it was run on. Example: docs/agreement_schema.md.
+    ``costs``: of a staged or grouped network, its price by the name of its schedule, and the plain one's beside it
+    (`bridge.SpikingNetwork.cost`); else empty. ``samples`` holds some neurons and images for the report's pictures
+    (`bridge.validation.samples`), ``environment`` what it was run on. Example: docs/agreement_schema.md.
     """
 
     steps: int
@@ -153,6 +168,7 @@ class Agreement:
     between: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     rate_error: RateError | None = None
     equals_ann: EqualsANN | None = None
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -160,6 +176,16 @@ class Agreement:
     def agreed(self) -> bool:
         """Whether there is a backend and every one agreed."""
         return bool(self.backends) and all(backend.agreed for backend in self.backends.values())
+
+    @property
+    def schedule(self) -> str | None:
+        """Staged or grouped, in lower case; None of a plain network."""
+        return next((name for name in self.costs if name != "plain"), None)
+
+    @property
+    def latency(self) -> int | None:
+        """Steps after which a staged or grouped network's output is complete; None of a plain network."""
+        return None if self.schedule is None else int(self.costs[self.schedule]["latency"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, as `save` writes them."""
@@ -183,6 +209,7 @@ class Agreement:
             "between": self.between,
             "rate_error": None if self.rate_error is None else asdict(self.rate_error),
             "equals_ann": None if self.equals_ann is None else asdict(self.equals_ann),
+            "costs": self.costs,
             "samples": self.samples,
             "environment": self.environment,
         }
@@ -210,6 +237,7 @@ class Agreement:
                 between=saved["between"],
                 rate_error=None if saved["rate_error"] is None else RateError(**saved["rate_error"]),
                 equals_ann=None if saved["equals_ann"] is None else EqualsANN(**saved["equals_ann"]),
+                costs=saved["costs"],
                 samples=saved["samples"],
                 environment=saved["environment"],
             )

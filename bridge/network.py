@@ -42,7 +42,8 @@ from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
 from bridge.records import SpikeRecord
 from bridge.simulate import reference
-from bridge.simulate.counts import from_counts
+from bridge.simulate.cost import Cost, cost
+from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.images import checked
@@ -68,7 +69,7 @@ class SpikingNetwork:
         self.graph = graph
         self.ann = ann
         self.grid = grid
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Engine | CountSimulator] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engines": {}}  # made anew where they are needed
@@ -143,6 +144,22 @@ class SpikingNetwork:
         graph = self.to_nir(neuron, measured_on=measured_on)
         with replacing(path) as temporary:
             nir.write(temporary, graph)
+
+    @neutral()
+    def cost(self, record: SpikeRecord | None = None, *, steps: int | None = None) -> Cost:
+        """What the network costs in time, units, delays, spikes and synaptic operations (docs/exact.md).
+
+        Args:
+            record: of a run of this network; without it, spikes and operations are None.
+            steps: T of a plain network, by default the record's.
+
+        Raises:
+            InputError: a plain network needs a record or `steps`.
+            ValidationError: the record is of another network.
+        """
+        if steps is None and record is not None:
+            steps = record.steps
+        return cost(self.graph, self._steps(steps), record)
 
     @neutral()
     def ann_to_onnx(self, path: str | Path) -> None:
@@ -325,12 +342,13 @@ class SpikingNetwork:
         memory, patience = positive(memory, "memory"), positive(patience, "patience")
         if until:
             self._expect_plain('until="stable"', "its output is there after its latency, and not before")
-        if self.latency is not None:
-            return from_counts(self.graph, x, steps, record=record, memory=memory, device=usable_device(device))
         where = str(device)
         if where not in self._engines:
-            self._engines[where] = Engine(self.graph, usable_device(device))
+            kind = Engine if self.latency is None else CountSimulator
+            self._engines[where] = kind(self.graph, usable_device(device))
         engine = self._engines[where]
+        if isinstance(engine, CountSimulator):
+            return engine.run(x, steps, record=record, memory=memory)
         return engine.run(x, steps, record=record, patience=patience if until else None, memory=memory)
 
     @neutral()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bridge._util.checks import positive
 from bridge._util.neutral import neutral
 from bridge.errors import GraphError, InputError
-from bridge.graph import LayerGraph
+from bridge.graph import AtLeast, GroupFire, LayerGraph, WindowFire
 from bridge.records import SpikeRecord
 
 
@@ -74,11 +74,25 @@ def probe(packages: Mapping[str, str], install: str) -> Availability:
 
 
 def expect_plain(graph: LayerGraph, framework: str) -> None:
-    """Raise `GraphError`, naming a layer, if `graph` is staged: the backend for this `framework` has no such neuron."""
-    if graph.staged:
+    """Raise `GraphError`, naming the layer, if neurons of `graph` are others than the plain ones.
+
+    It is for backends of a `framework` whose neurons fire whenever they reach their one threshold.
+    """
+    for layer in graph:
+        if isinstance(layer, WindowFire):
+            kind = "a neuron that fires in a window, as in staged networks"
+            lack = "fire at any time step and count none"
+        elif isinstance(layer, GroupFire):
+            kind = f"a group of {layer.levels} thresholds without state, as in grouped networks"
+            lack = "have one threshold each and keep a potential"
+        elif isinstance(layer, AtLeast):
+            kind = "a threshold without state, as behind the maximum pools of staged networks"
+            lack = "keep a potential"
+        else:
+            continue
         raise GraphError(
-            f"layer {graph.spiking[0]!r} fires in a window, and the backend for {framework} has no staged neuron yet; "
-            "run it on another backend, or convert with schedule='plain'"
+            f"layer {layer.name!r} ({type(layer).__name__}) is {kind}; the neurons of the backend for {framework} {lack}. "
+            "Run it on another backend, or convert with schedule='plain'"
         )
 
 

@@ -32,7 +32,9 @@ Example = Annotated[
     str | None,
     typer.Option("--images", help="Images that a torch model takes, if it does not tell their shape."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Time steps T: 8, or a staged network's latency, if left out.", min=1)]
+Steps = Annotated[
+    int | None, typer.Option(help="Time steps T: 8, or a staged or grouped network's latency, if left out.", min=1)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
 
 
@@ -86,11 +88,14 @@ def convert(
         int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="plain, or staged: spike counts equal the ANN's activations.")
+        str, typer.Option(help="plain; staged or grouped: spike counts equal the ANN's activations.")
     ] = "plain",
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of a layer's window, with --schedule staged; else its own L.", min=1),
+        typer.Option(
+            help="Steps of a layer's window, or members of a group, with --schedule staged or grouped; else its own L.",
+            min=1,
+        ),
     ] = None,
 ) -> None:
     """Convert a network and write it as NIR."""

@@ -18,11 +18,24 @@ from bridge.graph.layers import Array, IntegrateFire, Layer, Shape
 class SpikeCount(IntegrateFire):
     """How often an integrate-and-fire neuron fires in a window of ``steps`` steps, its drive being complete before:
 
-    ``n = clip(floor((d − level) / threshold) + 1, 0, steps)``. With ``level = threshold / 2`` that is QCFS in units of
-    λ / L; in integers the level is rounded up. It is part of no spiking network, but what both schedules are made from.
+    ``n = clip(floor((d − threshold − level) / threshold) + 1, 0, steps)``. ``level`` is what the potential has to reach
+    after its first fall, as in `WindowFire`, one value per channel or the full shape. With ``level = −threshold / 2``
+    that is QCFS in units of λ / L; in integers the level is rounded up. It is part of no spiking network, but what both
+    schedules are made from.
     """
 
     steps: int
+
+    def __post_init__(self) -> None:
+        channels = self.level.shape[:1]
+        self.expect(self.steps >= 1, "at least one step", self.steps)
+        fits = self.threshold.shape in ((1,), channels)
+        self.expect(fits, f"one threshold for each of the {channels} channels, or one for all", self.threshold.shape)
+        object.__setattr__(self, "threshold", np.array(np.broadcast_to(self.threshold, channels)))
+
+    def output_shape(self, shape: Shape, *more: Shape) -> Shape:
+        self.expect(self.level.shape in (shape[:1], shape), f"levels for {shape[0]} channels", self.level.shape)
+        return shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

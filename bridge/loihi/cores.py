@@ -10,7 +10,7 @@ import numpy as np
 
 from bridge.graph.loihi_registers import BIAS_EXPONENT_BITS, BIAS_MANTISSA_BITS, STATE_BITS, WEIGHT_BITS
 from bridge.loihi.chips import Chip
-from bridge.loihi.connections import Connections
+from bridge.simulate.connections import Connections
 
 NEURON_BITS = 2 * STATE_BITS + BIAS_MANTISSA_BITS + BIAS_EXPONENT_BITS
 """A neuron's registers: membrane potential, synaptic input and bias."""

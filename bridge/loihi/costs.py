@@ -17,9 +17,10 @@ from bridge.errors import ConversionError, ValidationError
 from bridge.graph import Affine, LayerGraph, Scale
 from bridge.graph.loihi_registers import WEIGHT_BITS
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
-from bridge.loihi.connections import Connections, between, connections, multiplications, weights
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
 from bridge.records import SpikeRecord
+from bridge.simulate.connections import Connections, between, connections, fires, multiplications, weights
+from bridge.simulate.cost import fired_by
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
 
@@ -185,11 +186,11 @@ def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport
         _check(graph, record)
     synapses, every = connections(graph, zeros=False), connections(graph, zeros=True)
     separate = {chip.name: unshared(chip, synapses) for chip in CHIPS}
-    fired = {name: _spikes(record, name) for name in graph.spiking} if record is not None else {}
+    fired = fired_by(graph, record) if record is not None else {}
     layers = tuple(
         _layer(
             name,
-            name in graph.spiking,
+            fires(graph[name]),
             synapses[name],
             every[name].total,
             between(graph, name),
@@ -227,15 +228,6 @@ def _check(graph: LayerGraph, record: SpikeRecord) -> None:
         )
     if record.images == 0 or record.steps == 0:
         raise ValidationError(f"the record is empty: {record.steps} time steps of {record.images} images")
-
-
-def _spikes(record: SpikeRecord, name: str) -> NDArray[np.int64]:
-    """How often each neuron of `name` fired over all steps and images, ``[*shape]``."""
-    shape = record.shapes[name]
-    total = np.zeros(shape, np.int64)
-    for step in record.packed[name]:  # one at a time, since unpacked spikes take eight times the memory
-        total += np.unpackbits(step, axis=-1, count=total.size).sum(axis=0, dtype=np.int64).reshape(shape)
-    return total
 
 
 def _total(values: list[float | None]) -> float | None:

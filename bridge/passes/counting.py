@@ -31,6 +31,6 @@ def counting(ann: LayerGraph) -> LayerGraph:
     folded = fold_thresholds(ann.rewrite(charges))
     counts: dict[str, list[Layer]] = {}
     for name, layer in found.items():
-        half = np.full(folded.shapes[name][:1], 0.5)
-        counts[name] = [SpikeCount(name=name, inputs=folded[name].inputs, level=half, steps=layer.levels)]
+        level = np.full(folded.shapes[name][:1], -0.5)
+        counts[name] = [SpikeCount(name=name, inputs=folded[name].inputs, level=level, steps=layer.levels)]
     return folded.rewrite(counts)

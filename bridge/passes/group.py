@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from bridge.graph import EachLevel, GroupFire, GroupSum, Layer, LayerGraph, MaxPool, SpikeCount
-from bridge.passes.spike_pools import spike_pool
 from bridge.passes.to_float32 import to_float32
+from bridge.simulate.spike_pools import spike_pool
 
 
 def group(counting: LayerGraph) -> LayerGraph:
@@ -19,7 +19,7 @@ def group(counting: LayerGraph) -> LayerGraph:
         inputs = tuple(sums.get(source, source) for source in layer.inputs)
         if isinstance(layer, SpikeCount):
             level, threshold = layer.level.astype(np.float64), layer.threshold.astype(np.float64)
-            levels = np.stack([level + k * threshold for k in range(layer.steps)])
+            levels = np.stack([level + k * threshold for k in range(1, layer.steps + 1)])
             layers.append(GroupFire(name=layer.name, inputs=inputs, level=levels))
         elif isinstance(layer, MaxPool):
             name, before = counting.free(f"{layer.name}_any"), counting.shapes[layer.inputs[0]]

@@ -18,9 +18,9 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
-from bridge.passes.spike_pools import spike_pool
 from bridge.passes.to_float32 import to_float32
 from bridge.simulate.ops import evaluate
+from bridge.simulate.spike_pools import spike_pool
 
 
 def stage(counting: LayerGraph) -> LayerGraph:
@@ -38,12 +38,11 @@ def stage(counting: LayerGraph) -> LayerGraph:
         last = max((lasts[source] for source in inputs), default=0)
         if isinstance(layer, SpikeCount):
             drive = rest[layer.inputs[0]]
-            first = aligned((layer.level - layer.threshold).astype(np.float64), drive.ndim)
             layers.append(
                 WindowFire(
                     name=layer.name,
                     inputs=inputs,
-                    level=first - drive,
+                    level=aligned(layer.level.astype(np.float64), drive.ndim) - drive,
                     threshold=layer.threshold,
                     opens=last,
                     steps=layer.steps,

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from bridge._util.files import replacing
-from bridge.agreement import PARTS, Agreement
+from bridge.agreement import COSTS, PARTS, Agreement
 
 LISTED = 20
 """How many of a backend's divergences the page shows."""
@@ -33,7 +33,12 @@ def write(agreement: Agreement, path: str | Path) -> None:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # and layers in their order, not sorted
     source = resources.files("bridge.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        agreement=agreement, data=_finite(agreement.to_dict()), parts=PARTS, listed=LISTED
+        agreement=agreement,
+        data=_finite(agreement.to_dict()),
+        parts=PARTS,
+        listed=LISTED,
+        schedule=agreement.schedule,
+        cost_names=COSTS,
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from bridge.agreement import Agreement, BackendAgreement, EqualsANN
+from bridge.agreement import COSTS, Agreement, BackendAgreement, EqualsANN
 
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""
@@ -21,13 +24,16 @@ def table(agreement: Agreement) -> Group:
     parts = [_verdicts(agreement), _top1(agreement), _layers(agreement)]
     if agreement.equals_ann is not None:
         parts.insert(1, _equality(agreement.equals_ann))
+    if agreement.costs:
+        parts.append(costs(agreement.costs))
     if any(backend.divergences for backend in agreement.backends.values()):
         parts.append(_divergences(agreement))
     return Group(*parts)
 
 
 def _verdicts(agreement: Agreement) -> Table:
-    result = _table(f"Agreement over T = {agreement.steps} time steps", "backend", "version")
+    latency = "" if agreement.schedule is None else f", {agreement.schedule}: latency {agreement.latency}"
+    result = _table(f"Agreement over T = {agreement.steps} time steps{latency}", "backend", "version")
     for heading in ("images", "spikes compared", "differing"):
         result.add_column(heading, justify="right", min_width=len(heading) + 1)
     result.add_column(" verdict")
@@ -61,6 +67,17 @@ def _equality(equality: EqualsANN) -> Table:
         shown = f"[red]{wrong}" if wrong else "[green]0"
         first, last = equality.windows[layer]
         result.add_row(layer, f"{first}–{last}", f"{compared:,}", f"{equality.differing[layer]}", shown)
+    return result
+
+
+def costs(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The prices `found` (`bridge.SpikingNetwork.cost`, as `to_dict` gives them), a schedule a column."""
+    result = _table("What it costs", "")
+    for schedule in found:
+        result.add_column(schedule, justify="right", min_width=len(schedule) + 1)
+    for key, what in COSTS.items():
+        values = [one[key] for one in found.values()]
+        result.add_row(what, *("–" if value is None else f"{value:,.0f}" for value in values))
     return result
 
 

@@ -40,3 +40,24 @@ def integrate_fire(
         potential -= threshold * spikes[:, t]
     torch.sum(spikes, dim=2, dtype=torch.int64, out=counts)
     return beyond
+
+
+def count_spikes(
+    drive: Tensor, skip: Tensor | None, vectors: tuple[Tensor, Tensor, Tensor], most: int, counts: Tensor, above: Tensor
+) -> None:
+    """How often B images' neurons fire in a window of `most` steps, their drive being complete: `SpikeCount`.
+
+    Args:
+        drive: float32 ``[B, 1, N]``.
+        skip: counts that reach the neurons past a layer with weights, ``[B, 1, N]``; None: there are none.
+        vectors: gain (what a spike of `skip` adds), level and threshold, float32 ``[N]`` each.
+        most: steps of the window.
+        counts: whole numbers ``[B, 1, N]``, overwritten.
+        above: int64 ``[B, M]``, overwritten: how many neurons of each image fire more than 0, 1, … times.
+    """
+    gain, level, threshold = vectors
+    u = drive if skip is None else drive + gain * skip
+    counts.copy_(((u - threshold - level) / threshold).floor_().add_(1).clamp_(0, most))
+    above.zero_()
+    for k in range(most):
+        torch.sum(counts[:, 0] > k, dim=1, dtype=torch.int64, out=above[:, k])

@@ -106,8 +106,8 @@ def _(layer: AtLeast, x: Tensor) -> Tensor:
 
 @evaluate.register
 def _(layer: SpikeCount, x: Tensor) -> Tensor:
-    over = (x - channels(layer.level, x)) / channels(layer.threshold, x)
-    return (over.floor() + 1).clamp(0, layer.steps)
+    threshold = channels(layer.threshold, x)
+    return ((x - threshold - channels(layer.level, x)) / threshold).floor().add(1).clamp(0, layer.steps)
 
 
 @evaluate.register

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,14 @@ from torch import Tensor
 from bridge._util.environment import environment
 from bridge.agreement import Agreement
 from bridge.errors import ValidationError
-from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph
+from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph, MaxPool
+from bridge.passes.fold_batch_norm import fold_batch_norm
+from bridge.passes.fold_thresholds import fold_thresholds
+from bridge.passes.lower_concat import lower_concat
+from bridge.passes.to_float32 import to_float32
 from bridge.records import SpikeRecord, differing
 from bridge.simulate.ann import activations
+from bridge.simulate.cost import cost
 from bridge.simulate.reference import simulate
 from bridge.validation.accumulators import PartsTally, Tally, Targets, largest
 from bridge.validation.divergence import Replay, divergences
@@ -29,6 +34,8 @@ from bridge.validation.rate_error import error_parts
 from bridge.validation.samples import samples
 
 REFERENCE = "reference"
+COST_IMAGES = 16
+"""Images on which the spikes of the plain network are counted, beside those of a staged or grouped one."""
 
 Runner = Callable[[Tensor, int, bool], SpikeRecord | None]
 """Runs one batch ``[B, *input]`` whose first image has this number; the flag asks for membranes as well, and None says
@@ -62,6 +69,7 @@ class Findings:
     between: dict[str, dict[str, NDArray[np.int64]]]
     ann_right: int | None
     samples: dict[str, Any]
+    costs: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: Findings) -> None:
         """Take in those of the images that come next."""
@@ -128,7 +136,8 @@ def compare(
                 tally.judge_readout(replay)
     between = {f"{a} | {b}": differing(records[a], records[b]) for a, b in itertools.combinations(records, 2)}
     kept = samples(graph, reference, targets.activations) if batch.start == 0 else {}
-    return Findings(tallies, parts, equality, between, ann_right, kept)
+    costs = _costs(graph, ann, x, reference) if batch.start == 0 and graph.latency is not None else {}
+    return Findings(tallies, parts, equality, between, ann_right, kept, costs)
 
 
 def agreement_of(
@@ -168,8 +177,25 @@ def agreement_of(
         rate_error=total.parts.result(),
         equals_ann=None if total.equality is None else total.equality.result(),
         samples=total.samples,
+        costs=total.costs,
         environment=environment(),
     )
+
+
+def _costs(graph: LayerGraph, ann: LayerGraph | None, x: Tensor, record: SpikeRecord) -> dict[str, Any]:
+    """The price of a staged or grouped network on a batch, and of the plain one that its ANN would convert to.
+
+    The plain network takes as many steps as the largest L. There is none where the ANN is not known, has maximum pools
+    or is in integers.
+    """
+    own = cost(graph, record.steps, record)
+    result = {own.schedule: own.to_dict()}
+    levels = [layer.levels for layer in ann or () if isinstance(layer, ClipFloorShift)]
+    if ann is not None and levels and not any(isinstance(layer, MaxPool) for layer in ann):
+        plain = to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann))))
+        beside = simulate(plain, x[:COST_IMAGES], max(levels))
+        result["plain"] = cost(plain, max(levels), beside).to_dict()
+    return result
 
 
 def _check(graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord) -> None:

@@ -129,7 +129,7 @@ def test_a_slip_is_named_and_the_remedy_works(slip):
 def test_the_schedule():
     model = small()
     assert shape(bridge.convert(model, schedule="plain", steps=None)) == (3, 9, 9)
-    with pytest.raises(InputError, match='schedule: expected one of \'plain\', \'staged\', \'grouped\', got \'later\''):
+    with pytest.raises(InputError, match="schedule: expected one of 'plain', 'staged', 'grouped', got 'later'"):
         bridge.convert(model, schedule="later")
     with pytest.raises(InputError, match="steps: the plain schedule has no number of steps"):
         bridge.convert(model, steps=8)

@@ -37,7 +37,7 @@ from bridge.graph import (
     SumPool2d,
 )
 from bridge.graph.ranges import ranges
-from bridge.loihi.connections import connections
+from bridge.simulate.connections import connections
 from bridge.nir_graph import from_nir, read, to_nir
 from bridge.passes.calibration.gradient import refine
 from bridge.passes.calibration.layerwise import calibrate

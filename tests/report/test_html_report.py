@@ -164,7 +164,7 @@ def test_scatter_and_raster_of_the_chosen_layer_and_image(show, agreeing):
         page.select_option("#raster-layer", layer)
         page.select_option("#raster-image", str(image))
         rows = zip(agreeing.samples["neurons"][layer], agreeing.samples["raster"][layer][image], strict=True)
-        expected = [f"neuron {neuron}, t={t}" for neuron, fired in rows for t in fired]
+        expected = [f"{layer}, neuron {neuron}, t={t}" for neuron, fired in rows for t in fired]
         assert titles(page, "#raster title") == expected
         drawn.add(tuple(expected))
     assert len(drawn) > 1

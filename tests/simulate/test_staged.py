@@ -190,7 +190,6 @@ def test_latency_steps_and_what_has_no_meaning():
         "time_biased": lambda: network.time_biased(x, 4),
         "until": lambda: network.simulate(x, until="stable"),
         "neuron": lambda: network.to_nir("if"),
-        "quantize": lambda: network.quantize(8, x),
     }
     for name, refused_call in refused.items():
         with pytest.raises(InputError, match=f"{name}.*this network is staged"):

@@ -32,6 +32,7 @@ from bridge.graph import (
     MaxPool,
     Scale,
     Shape,
+    SpikeCount,
     SumPool2d,
     aligned,
 )
@@ -207,6 +208,19 @@ def _activation(parts: Parts, layer: ClipFloorShift, shape: Shape) -> None:
     parts.node("Mul", name, (threshold, clipped))
 
 
+def _spike_count(parts: Parts, layer: SpikeCount, shape: Shape) -> None:
+    """``clip(floor((d − θ − level) / θ) + 1, 0, steps)``: a true division, exact for whole numbers below 2^24."""
+    name = layer.name
+    threshold = aligned(layer.threshold, len(shape))
+    first = parts.tensor(f"{name}.first", threshold + aligned(layer.level, len(shape)))
+    above = parts.node("Sub", f"{name}/above", (*layer.inputs, first))
+    times = parts.node("Div", f"{name}/over_threshold", (above, parts.tensor(f"{name}.threshold", threshold)))
+    floored = parts.node("Floor", f"{name}/floor", (times,))
+    more = parts.node("Add", f"{name}/more", (floored, parts.tensor(f"{name}.one", 1.0)))
+    ends = (parts.tensor(f"{name}.zero", 0.0), parts.tensor(f"{name}.steps", layer.steps))
+    parts.node("Clip", name, (more, *ends))
+
+
 CONSTANTS = {"half": 0.5, "zero": 0.0, "one": 1.0}
 
 
@@ -227,4 +241,5 @@ RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     Add: _add,
     Concat: _concat,
     ClipFloorShift: _activation,
+    SpikeCount: _spike_count,
 }

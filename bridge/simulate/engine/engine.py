@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale, spread
+from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale, SpikeCount, spread
 from bridge.graph.ranges import EXACT, ranges, small
 from bridge.records import SpikeRecord
 from bridge.simulate.engine.events import BLOCK, events
-from bridge.simulate.engine.fused_loop import integrate_fire, native, too_large
+from bridge.simulate.engine.fused_loop import count_spikes, integrate_fire, native, too_large
 from bridge.simulate.engine.kernels import Kernel, has_int8, kernel, on_device
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import evaluate
@@ -86,6 +86,9 @@ class Engine:
         """
         self.graph = graph
         self.device = torch.device(device)
+        levels = [layer.steps for layer in graph if isinstance(layer, SpikeCount)]
+        self.levels = max(levels, default=0)
+        """Of a counting network (`bridge.simulate.counting_form`), the largest count; else 0."""
         self.limits = dict(limits or dict.fromkeys(graph.spiking, float(EXACT) if graph.integer else float("inf")))
         bounds = ranges(graph) if graph.integer else None
         spikes_only: dict[str, bool] = {}
@@ -111,7 +114,7 @@ class Engine:
         self._native = native(self.device)
         self._quiet: dict[str, Tensor] = {}
         self._spare: list[_Buffers] = []
-        self.events = events(graph, self.limits) if self.device.type == "cpu" else None
+        self.events = events(graph, self.limits) if self.device.type == "cpu" and not levels else None
         self._int8 = graph.integer and has_int8()
         self._neurons = graph.neurons
 
@@ -138,9 +141,7 @@ class Engine:
         if by_events and work <= ALONE:
             threads = 1
         size = len(x) if by_events else max(1, memory // threads // self._bytes(steps, patience))
-        if len(x) >= threads:
-            size = min(size, -(-len(x) // threads))
-        parts = [x[at : at + size] for at in range(0, len(x), size)] if size < len(x) else [x]
+        parts = _parts(x, size, threads)
         # A thread takes its images all the way, so that none waits for another; a single part has all threads.
         workers = _workers(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
 
@@ -224,7 +225,7 @@ class Engine:
             for stage in self._once:
                 values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
             block = 1 if patience else min(steps, BLOCK)
-            run = _Run(self.graph, len(x), steps, record, values)
+            run = self._begin(len(x), steps, record, values)
             buffers = self._take(len(x), block, kept=steps > block)
             for start in range(0, steps, block):
                 self._advance(run, buffers, min(block, steps - start))
@@ -234,6 +235,9 @@ class Engine:
                     buffers = self._take(len(stay), block, kept=True, before=buffers, stay=stay)
             self._give(buffers)
         return run.result()
+
+    def _begin(self, images: int, steps: int, record: bool, values: dict[str, Tensor]) -> _Run:
+        return _Run(self.graph, images, steps, record, values)
 
     def _take(
         self, images: int, steps: int, *, kept: bool, before: _Buffers | None = None, stay: Tensor | None = None
@@ -278,6 +282,11 @@ class Engine:
             beyond, limit = 0, self.limits[name]
             for start, stop in parts:
                 drive = self._native(_flat(self._drive(stage, values, counts, start, stop, steps), stop - start))
+                if isinstance(stage.end, SpikeCount):
+                    part = slice(start, stop)
+                    other = None if skip is None else skip[part]
+                    count_spikes(drive, other, stage.vectors, stage.end.steps, spikes[part], fired[part])
+                    continue
                 if len(parts) == 1:
                     beyond = integrate_fire(drive, skip, potential, stage.vectors, spikes, fired, limit)
                     break
@@ -345,9 +354,9 @@ class _Buffers:
     ) -> None:
         device, graph, slots = engine.device, engine.graph, engine._slots
         self.of = images, steps, kept
+        kind = torch.int32 if engine.levels > 255 else torch.uint8
         shared = {
-            slot: torch.empty((images, steps, slot[1]), dtype=torch.uint8, device=device)
-            for slot in set(slots.values())
+            slot: torch.empty((images, steps, slot[1]), dtype=kind, device=device) for slot in set(slots.values())
         }
         if potentials is None and kept:
             potentials = {name: torch.empty((images, slot[1]), device=device) for name, slot in slots.items()}
@@ -355,7 +364,7 @@ class _Buffers:
             scratch = torch.empty(images * max(n for _, n in slots.values()), device=device)
             potentials = {n: scratch[: images * slot[1]].reshape(images, -1) for n, slot in slots.items()}
         self.potentials = potentials
-        fired = torch.empty((len(slots), images, steps), dtype=torch.int64, device=device)
+        fired = torch.empty((len(slots), images, engine.levels or steps), dtype=torch.int64, device=device)
         self.fired = fired
         native = engine._native
         self.of_layer = {
@@ -429,6 +438,81 @@ class _Run:
             shapes = {name: self.graph.shapes[name] for name in packed}
             record = SpikeRecord(NAME, shapes, packed, np.concatenate(self._readouts))
         return Simulation(self._outputs, dict(zip(self.graph.spiking, self._spikes, strict=True)), self._taken, record)
+
+
+class CountEngine(Engine):
+    """The engine of a counting network: one pass, whose spikes are counts."""
+
+    def count(self, x: Tensor, wanted: frozenset[str], memory: int) -> Counts:
+        """Run images `x` ``[B, *input]``, and keep the counts of the layers `wanted`."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        parts = _parts(x, max(1, memory // threads // self._bytes(1, None)), threads)
+        workers = _workers(threads, os.getpid()) if threads > 1 and len(parts) > 1 else None
+        found = [*(workers.map if workers else map)(lambda part: self._count(part, wanted), parts)]
+        return Counts(
+            np.concatenate([one.output for one in found]),
+            {name: np.concatenate([one.above[name] for one in found], axis=1) for name in self.graph.spiking},
+            {name: np.concatenate([one.of_layer[name] for one in found]) for name in wanted},
+        )
+
+    @torch.inference_mode()
+    def _count(self, x: Tensor, wanted: frozenset[str]) -> Counts:
+        values: dict[str, Tensor] = {self.graph.input.name: x.to(self.device)}
+        with _exact(self.device):
+            for stage in self._once:
+                values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
+            run = _CountRun(self.graph, len(x), values, wanted)
+            buffers = self._take(len(x), 1, kept=False)
+            self._advance(run, buffers, 1)
+            self._give(buffers)
+        return run.counts()
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What a counting network makes of B images.
+
+    ``output`` ``[B, ...]``; by layer, ``above``: how many neurons of each image fire more than 0, 1, … times,
+    ``[levels, B]``; and ``of_layer``, the counts ``[B, *shape]`` of the layers that were wanted.
+    """
+
+    output: NDArray[np.float32]
+    above: Mapping[str, NDArray[np.int64]]
+    of_layer: Mapping[str, NDArray[np.integer]]
+
+
+class _CountRun(_Run):
+    """One pass of a counting network."""
+
+    def __init__(self, graph: LayerGraph, images: int, constant: dict[str, Tensor], wanted: frozenset[str]) -> None:
+        super().__init__(graph, images, 1, False, constant)
+        self.packed = {}
+        self._wanted = wanted
+        self._kept: dict[str, NDArray[np.integer]] = {}
+
+    def keep(self, name: str, rows: Tensor, steps: int) -> None:
+        if name in self._wanted:
+            self._kept[name] = rows.cpu().contiguous().numpy().copy()
+
+    def step(self, readout: Tensor, fired: Tensor, steps: int) -> None:
+        self._output = readout.float().cpu().numpy().copy()
+        self._above = fired.cpu().numpy()
+
+    def counts(self) -> Counts:
+        """What came of it."""
+        above = {
+            name: self._above[number, :, : layer.steps].T.copy()
+            for number, name in enumerate(self.graph.spiking)
+            if isinstance(layer := self.graph[name], SpikeCount)
+        }
+        return Counts(self._output, above, self._kept)
+
+
+def _parts(x: Tensor, size: int, threads: int) -> list[Tensor]:
+    """`x` in parts of at most `size` images, one at least for each thread where there are as many images."""
+    if len(x) >= threads:
+        size = min(size, -(-len(x) // threads))
+    return [x[at : at + size] for at in range(0, len(x), size)] if size < len(x) else [x]
 
 
 def _joined(parts: Sequence[Simulation]) -> Simulation:

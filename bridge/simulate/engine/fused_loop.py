@@ -65,6 +65,15 @@ def integrate_fire(
     )
 
 
+def count_spikes(drive: Any, skip: Any, vectors: tuple[Any, Any, Any], most: int, counts: Any, above: Any) -> None:
+    """As `bridge.simulate.neuron.count_spikes`; all arrays are what `native` made of tensors."""
+    if isinstance(drive, Tensor):
+        neuron.count_spikes(drive, skip, vectors, most, counts, above)
+        return
+    skips = skip is not None
+    compiled_counting()(drive, skip if skips else counts, *vectors, counts, above, skips, most)
+
+
 @cache
 def compiled() -> Any:
     """The loop as machine code; None without numba."""
@@ -73,6 +82,16 @@ def compiled() -> Any:
     except ImportError:
         return None
     return outer(_loop)
+
+
+@cache
+def compiled_counting() -> Any:
+    """The loop of `count_spikes` as machine code; None without numba."""
+    try:
+        from bridge.simulate.engine.machine_code import outer
+    except ImportError:
+        return None
+    return outer(_counting_loop)
 
 
 def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips, limit):  # type: ignore[no-untyped-def]
@@ -106,3 +125,28 @@ def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips,
                         v[i] = u - (height[i] if fired else np.float32(0))
                 counts[b, t] += count
     return beyond
+
+
+def _counting_loop(drive, skip, gain, level, threshold, counts, above, skips, most):  # type: ignore[no-untyped-def]
+    images, _, neurons = counts.shape
+    highest = np.float32(most)
+    for b in range(images):
+        above[b] = 0
+        for start in range(0, neurons, BLOCK):
+            stop = min(neurons, start + BLOCK)
+            d, n, other = drive[b, 0, start:stop], counts[b, 0, start:stop], skip[b, 0, start:stop]
+            lev, height, g = level[start:stop], threshold[start:stop], gain[start:stop]
+            if skips:
+                for i in range(stop - start):
+                    u = d[i] + g[i] * np.float32(other[i])
+                    times = np.floor((u - height[i] - lev[i]) / height[i]) + np.float32(1)
+                    n[i] = np.int32(min(max(times, np.float32(0)), highest))
+            else:
+                for i in range(stop - start):
+                    times = np.floor((d[i] - height[i] - lev[i]) / height[i]) + np.float32(1)
+                    n[i] = np.int32(min(max(times, np.float32(0)), highest))
+            for k in range(most):
+                count = 0
+                for i in range(stop - start):
+                    count += n[i] > k
+                above[b, k] += count

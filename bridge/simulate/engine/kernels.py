@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge.graph import Add, Affine, Conv2d, Flatten, Layer, LayerGraph, Linear, SumPool2d
+from bridge.graph import Add, Affine, Conv2d, Flatten, Layer, LayerGraph, Linear, MaxPool, SumPool2d
 from bridge.graph.ranges import Range, exact_in_int8, small
 from bridge.simulate.ops import evaluate, tensor
 
@@ -32,6 +32,8 @@ def kernel(graph: LayerGraph, layer: Layer, *, of_small: bool, bounds: dict[str,
         return lambda x: x.flatten(1)
     if isinstance(layer, SumPool2d) and small(layer, of_small, bounds[layer.name] if bounds else None):
         return _small_sum(layer)
+    if isinstance(layer, MaxPool) and of_small:
+        return _small_maximum(layer)
     if isinstance(layer, Affine) and of_small and bounds is not None:
         packed = int8(layer, bounds[layer.inputs[0]], bounds[layer.name])
         if packed is not None:
@@ -55,7 +57,7 @@ def on_device(layer: Layer, device: torch.device) -> Kernel:
 
 
 def _real(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.uint8 else x
+    return x if x.is_floating_point() else x.float()
 
 
 def _convolution(layer: Conv2d, shape: tuple[int, ...]) -> Kernel:
@@ -104,6 +106,25 @@ def _small_sum(layer: SumPool2d) -> Kernel:
         for place in places[1:]:
             total += place
         return total
+
+    return run
+
+
+def _small_maximum(layer: MaxPool) -> Kernel:
+    """The maximum of counts in uint8. A minimum is the maximum of what is missing to 255, where padding is 0."""
+    one = len(layer.kernel) == 1  # in one dimension, a map of one row
+    kernel, stride, dilation = ((1, *size) if one else size for size in (layer.kernel, layer.stride, layer.dilation))
+    padding = (0, *layer.padding) if one else layer.padding
+    turned = None if layer.minimum is None else torch.from_numpy(layer.minimum).reshape(1, -1, 1, 1)
+
+    def run(x: Tensor) -> Tensor:
+        maps = x.unsqueeze(2) if one else x
+        if turned is not None:
+            maps = torch.where(turned, 255 - maps, maps)
+        found: Tensor = F.max_pool2d(maps, kernel, stride, padding, dilation, layer.ceil)
+        if turned is not None:
+            found = torch.where(turned, 255 - found, found)
+        return found.squeeze(2) if one else found
 
     return run
 

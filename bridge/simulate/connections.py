@@ -14,7 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.graph import Affine, Input, IntegrateFire, Layer, LayerGraph, Scale, Shape
+from bridge.graph import (
+    NEURONS,
+    Affine,
+    AtLeast,
+    BiasOnce,
+    EachLevel,
+    Impulse,
+    Input,
+    Layer,
+    LayerGraph,
+    Scale,
+    Shape,
+)
 from bridge.simulate.ops import evaluate
 
 Counts = NDArray[np.int64]
@@ -36,6 +48,11 @@ class Connections:
         return int(self.fan_in.sum())
 
 
+def fires(layer: Layer) -> bool:
+    """Whether `layer` emits spikes: neurons, and the units of a maximum pool."""
+    return isinstance(layer.layer if isinstance(layer, EachLevel) else layer, NEURONS | AtLeast)
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def connections(graph: LayerGraph, *, zeros: bool) -> dict[str, Connections]:
@@ -52,12 +69,14 @@ def connections(graph: LayerGraph, *, zeros: bool) -> dict[str, Connections]:
         shape = (1, *graph.shapes[layer.name])
         if isinstance(layer, Input):
             values[layer.name] = torch.zeros(shape, dtype=torch.float64)
-        elif isinstance(layer, IntegrateFire):
+        elif isinstance(layer, Impulse | BiasOnce):
+            values[layer.name] = inputs[0]
+        elif fires(layer):
             heard[layer.name] = inputs[0]
             values[layer.name] = spikes[layer.name] = torch.ones(shape, dtype=torch.float64, requires_grad=True)
         else:
             values[layer.name] = evaluate(_ones(layer, zeros), *inputs)
-    if not isinstance(graph.output, IntegrateFire):
+    if not fires(graph.output):
         heard[graph.output.name] = values[graph.output.name]
     return {name: _connections(arriving, spikes) for name, arriving in heard.items()}
 
@@ -83,10 +102,10 @@ def between(graph: LayerGraph, name: str) -> list[Affine | Scale]:
     """The layers with weights that spikes pass on their way to the neurons, or the readout, called `name`."""
     found: dict[str, Layer] = {}
     end = graph[name]
-    waiting = list(end.inputs) if isinstance(end, IntegrateFire) else [name]
+    waiting = list(end.inputs) if fires(end) else [name]
     while waiting:
         layer = graph[waiting.pop()]
-        if layer.name not in found and layer.name not in graph.constant and not isinstance(layer, IntegrateFire):
+        if layer.name not in found and layer.name not in graph.constant and not fires(layer):
             found[layer.name] = layer
             waiting += layer.inputs
     return [layer for layer in found.values() if isinstance(layer, Affine | Scale)]
@@ -99,6 +118,8 @@ def weights(layer: Affine | Scale) -> NDArray[np.floating]:
 
 def _ones(layer: Layer, zeros: bool) -> Layer:
     """`layer` with 1 for every weight, but for those that are 0 unless `zeros`, and without a bias."""
+    if isinstance(layer, EachLevel):
+        return replace(layer, layer=_ones(layer.layer, zeros=False))  # the zeros before a pool's ones are no weights
     if not isinstance(layer, Affine | Scale):
         return layer
     kept = np.ones_like(weights(layer)) if zeros else (weights(layer) != 0).astype(np.float32)
