@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bridge._util.checks import positive
 from bridge._util.neutral import neutral
 from bridge.errors import GraphError, InputError
-from bridge.graph import AtLeast, GroupFire, LayerGraph, WindowFire
+from bridge.graph import AtLeast, GroupFire, Layer, LayerGraph, WindowFire
 from bridge.records import SpikeRecord
 
 
@@ -73,27 +73,26 @@ def probe(packages: Mapping[str, str], install: str) -> Availability:
     return Availability(usable=True, versions=versions)
 
 
-def expect_plain(graph: LayerGraph, framework: str) -> None:
-    """Raise `GraphError`, naming the layer, if neurons of `graph` are others than the plain ones.
+OTHER_NEURONS: Mapping[type[Layer], tuple[str, str]] = {
+    WindowFire: ("fires in a window, as in staged networks", "fire at any time step and count none"),
+    GroupFire: ("is a group of thresholds, as in grouped networks", "have one threshold each and keep a potential"),
+    AtLeast: ("is a threshold without state, as behind maximum pools", "keep a potential"),
+}
+"""What layers do that are neurons of another kind than the plain ones, and what plain ones do instead."""
 
-    It is for backends of a `framework` whose neurons fire whenever they reach their one threshold.
+
+def expect_plain(graph: LayerGraph, framework: str) -> None:
+    """Raise `GraphError`, naming the layer, if `graph` has neurons that the backend for this `framework` lacks.
+
+    It is for a backend with none but plain ones, which fire whenever they reach their one threshold.
     """
     for layer in graph:
-        if isinstance(layer, WindowFire):
-            kind = "a neuron that fires in a window, as in staged networks"
-            lack = "fire at any time step and count none"
-        elif isinstance(layer, GroupFire):
-            kind = f"a group of {layer.levels} thresholds without state, as in grouped networks"
-            lack = "have one threshold each and keep a potential"
-        elif isinstance(layer, AtLeast):
-            kind = "a threshold without state, as behind the maximum pools of staged networks"
-            lack = "keep a potential"
-        else:
-            continue
-        raise GraphError(
-            f"layer {layer.name!r} ({type(layer).__name__}) is {kind}; the neurons of the backend for {framework} {lack}. "
-            "Run it on another backend, or convert with schedule='plain'"
-        )
+        if type(layer) in OTHER_NEURONS:
+            does, instead = OTHER_NEURONS[type(layer)]
+            raise GraphError(
+                f"layer {layer.name!r} ({type(layer).__name__}) {does}; the neurons of the backend for {framework} "
+                f"{instead}. Run it on another backend, or convert with schedule='plain'"
+            )
 
 
 def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:

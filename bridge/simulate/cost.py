@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bridge.errors import ValidationError
 from bridge.graph import LayerGraph, WindowFire
@@ -150,7 +151,13 @@ def fired_by(graph: LayerGraph, record: SpikeRecord) -> Mapping[str, Counts]:
             values[name] = bits
         trains = {name: tensor(bits) for name, bits in values.items()} if pools else {}
         for layer in pools:
-            summed = graph[layer.inputs[0]]
-            trains[layer.name] = evaluate(layer, evaluate(summed, trains[summed.inputs[0]]))
+            trains[layer.name] = evaluate(layer, _value(graph, layer.inputs[0], trains))
             total[layer.name] += trains[layer.name].sum(dim=0).numpy().astype(np.int64)
     return total
+
+
+def _value(graph: LayerGraph, name: str, trains: Mapping[str, Tensor]) -> Tensor:
+    """What the layer `name` makes of the spikes `trains` of one step."""
+    if name in trains:
+        return trains[name]
+    return evaluate(graph[name], *(_value(graph, source, trains) for source in graph[name].inputs))

@@ -62,11 +62,13 @@ def counting_form(graph: LayerGraph) -> CountingForm | None:
             return None
         elif isinstance(fired := _inner(layer), AtLeast):
             summed = _inner(graph[layer.inputs[0]])
-            pooled = summed.inputs[0]
-            pool = as_max_pool(summed, fired, graph.activation_shape(pooled))
-            if pool is None or not isinstance(_inner(graph[pooled]), WindowFire | GroupFire | AtLeast):
+            if not summed.inputs or len(graph.consumers(summed.name)) > 1:
                 return None
-            if len(graph.consumers(summed.name)) > 1:
+            (pooled, *_) = summed.inputs
+            if not isinstance(_inner(graph[pooled]), WindowFire | GroupFire | AtLeast):
+                return None
+            pool = as_max_pool(summed, fired, graph.activation_shape(pooled))
+            if pool is None:
                 return None
             changes |= {summed.name: [], layer.name: [pool]}
     return CountingForm(graph.rewrite(changes), bias)

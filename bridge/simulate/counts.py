@@ -34,7 +34,7 @@ class CountSimulator:
 
     @torch.inference_mode()
     def run(self, x: Tensor, steps: int, *, record: bool, memory: int) -> Simulation:
-        """Run images `x` for `steps` steps, at least the latency: as `SpikingNetwork.simulate`.
+        """Run images `x` for `steps` steps: as `SpikingNetwork.simulate`.
 
         A network of which counts do not tell all is simulated step by step.
         """
@@ -84,7 +84,7 @@ class CountSimulator:
             if isinstance(layer, WindowFire):
                 busy.update(range(layer.opens, layer.opens + layer.steps))
         readout = np.zeros((steps, len(x), *graph.shapes[graph.output.name]), np.float32)
-        for t in busy:
+        for t in sorted(t for t in busy if t < steps):
             values: dict[str, Tensor] = {}
             for layer in layers:
                 if isinstance(layer, WindowFire):
@@ -126,5 +126,6 @@ def _over_time(graph: LayerGraph, name: str, above: NDArray[np.int64], steps: in
     if not isinstance(layer, WindowFire):
         return np.stack([above.sum(axis=0)] * steps)
     result = np.zeros((steps, above.shape[1]), np.int64)
-    result[layer.opens : layer.opens + layer.steps] = above
+    there = max(0, min(layer.steps, steps - layer.opens))  # a backend may run fewer steps than the latency
+    result[layer.opens : layer.opens + there] = above[:there]
     return result

@@ -57,7 +57,10 @@ def count_spikes(
     """
     gain, level, threshold = vectors
     u = drive if skip is None else drive + gain * skip
-    counts.copy_(((u - threshold - level) / threshold).floor_().add_(1).clamp_(0, most))
+    times = ((u - threshold - level) / threshold).floor_().add_(1).clamp_(0, most)
+    times -= ((u - times * threshold < level) & (times > 0)).to(u.dtype)  # the quotient may have been rounded up
+    times += ((u - (times + 1) * threshold >= level) & (times < most)).to(u.dtype)
+    counts.copy_(times)
     above.zero_()
     for k in range(most):
         torch.sum(counts[:, 0] > k, dim=1, dtype=torch.int64, out=above[:, k])

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridge.errors import GraphError, InputError
-from bridge.graph import Affine, IntegrateFire, Layer, LayerGraph, Scale
+from bridge.graph import Affine, EachLevel, IntegrateFire, Layer, LayerGraph, Scale
 from bridge.graph.loihi_registers import (
     LARGEST_BIAS_EXPONENT,
     LARGEST_BIAS_MANTISSA,
@@ -24,7 +24,7 @@ from bridge.graph.loihi_registers import (
     SHIFT,
     WEIGHT_BITS,
 )
-from bridge.graph.ranges import LARGEST_PIXEL, ranges
+from bridge.graph.ranges import LARGEST_PIXEL, potentials, ranges
 from bridge.simulate.reference import simulate
 from exporters.lava.plan import LavaPlan
 
@@ -48,6 +48,24 @@ def check_network(network: LavaPlan) -> None:
         if isinstance(layer, IntegrateFire):
             _check_neuron(network, layer)
     _check_synaptic_input(network)
+
+
+def check_counting(graph: LayerGraph) -> None:
+    """Raise `GraphError`, naming the layer, unless the staged or grouped `graph` fits Loihi's registers.
+
+    Its potentials are not shifted, and are bounded until the window's end, whatever the images: they have 24 bits.
+    """
+    if not graph.integer:
+        raise GraphError("the fixed-point backend runs networks in whole numbers only: make one with `quantize`")
+    for layer in graph:
+        _check_weights(layer.layer if isinstance(layer, EachLevel) else layer)
+    bounds = ranges(graph)
+    sizes = {name: bound.partial for name, bound in bounds.items()} | potentials(graph)
+    for name, size in sizes.items():
+        if size.max() > LARGEST_STATE:
+            raise GraphError(
+                f"layer {name!r}: its sums reach {size.max():.0f}; the register holds up to ±{LARGEST_STATE}: {REMEDY}"
+            )
 
 
 def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None:

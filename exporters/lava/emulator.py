@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import nir
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bridge._util.neutral import neutral
@@ -15,10 +16,11 @@ from bridge.graph import IntegrateFire, LayerGraph
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
 from bridge.records import SpikeRecord
-from bridge.simulate.engine.engine import Engine
+from bridge.simulate.counts import CountSimulator
+from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
-from exporters.lava.bounds import check_network, check_pixels, largest_potential
+from exporters.lava.bounds import check_counting, check_network, check_pixels, largest_potential
 from exporters.lava.plan import LavaPlan, Parts
 
 
@@ -27,7 +29,7 @@ class TwinNetwork:
     """What `LavaTwin.export` returns: the network, and the engine that runs it within Loihi's registers."""
 
     graph: LayerGraph
-    engine: Engine
+    engine: Engine | CountSimulator
 
 
 class LavaTwin:
@@ -49,6 +51,9 @@ class LavaTwin:
     def export(self, graph: nir.NIRGraph) -> TwinNetwork:
         """Raises `GraphError` if `graph` is not in whole numbers, or a layer does not fit Loihi's registers."""
         layers = from_nir(graph)
+        if layers.latency is not None:
+            check_counting(layers)
+            return TwinNetwork(layers, CountSimulator(layers, torch.device("cpu")))
         plan = LavaPlan(fold_pooling(layers), Parts(synapses="torch", fixed=True))
         check_network(plan)
         neurons = [layer for layer in plan.graph if isinstance(layer, IntegrateFire)]
@@ -63,7 +68,7 @@ class LavaTwin:
         """
         check_input(native.graph.input.shape, x, steps)
         check_pixels(x)
-        record = native.engine.run(tensor(x), steps, record=True).record
+        record = native.engine.run(tensor(x), steps, record=True, memory=MEMORY).record
         assert record is not None  # it was asked for
         record = replace(record, backend=self.name)
         if not membranes:

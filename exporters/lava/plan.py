@@ -49,7 +49,7 @@ class LavaPlan:
     """
 
     def __init__(self, graph: LayerGraph, parts: Parts) -> None:
-        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run, and a staged network."""
+        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run: staged and grouped ones, too."""
         expect_plain(graph, "Lava")
         self.graph = graph
         self.parts = parts

@@ -129,22 +129,23 @@ def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips,
 
 def _counting_loop(drive, skip, gain, level, threshold, counts, above, skips, most):  # type: ignore[no-untyped-def]
     images, _, neurons = counts.shape
-    highest = np.float32(most)
+    none, one, highest = np.float32(0), np.float32(1), np.float32(most)
     for b in range(images):
         above[b] = 0
         for start in range(0, neurons, BLOCK):
             stop = min(neurons, start + BLOCK)
             d, n, other = drive[b, 0, start:stop], counts[b, 0, start:stop], skip[b, 0, start:stop]
             lev, height, g = level[start:stop], threshold[start:stop], gain[start:stop]
-            if skips:
-                for i in range(stop - start):
-                    u = d[i] + g[i] * np.float32(other[i])
-                    times = np.floor((u - height[i] - lev[i]) / height[i]) + np.float32(1)
-                    n[i] = np.int32(min(max(times, np.float32(0)), highest))
-            else:
-                for i in range(stop - start):
-                    times = np.floor((d[i] - height[i] - lev[i]) / height[i]) + np.float32(1)
-                    n[i] = np.int32(min(max(times, np.float32(0)), highest))
+            for i in range(stop - start):
+                u, h, low = d[i], height[i], lev[i]
+                if skips:
+                    u += g[i] * np.float32(other[i])
+                times = min(max(np.floor((u - h - low) / h) + one, none), highest)
+                down = (times > none) & (u - times * h < low)  # the quotient may have been rounded up
+                times -= one if down else none
+                up = (times < highest) & (u - (times + one) * h >= low)
+                times += one if up else none
+                n[i] = np.int32(times)
             for k in range(most):
                 count = 0
                 for i in range(stop - start):
