@@ -12,8 +12,8 @@ from bridge.graph import IntegrateFire, LayerGraph
 def layer_thresholds(graph: LayerGraph) -> dict[str, int]:
     """The threshold θ of each spiking layer, even.
 
-    Raises `GraphError` if the network is staged or not in whole numbers, or if the neurons of a layer differ or start
-    elsewhere than at θ/2; the message names the layer.
+    Raises `GraphError` if the network is staged or grouped or not in whole numbers, or if the neurons of a layer differ
+    or start elsewhere than at θ/2; the message names the layer.
     """
     expect_plain(graph, "lava-dl")
     if not graph.integer:

@@ -1,4 +1,7 @@
-"""Nengo: its own ensembles, nodes and convolutions, and a subclass of its own integrate-and-fire neuron."""
+"""Nengo: its own ensembles, nodes and convolutions, and a subclass of its own integrate-and-fire neuron.
+
+Beyond the common shape: `staged` holds the neurons of staged networks, and what counts at the first step alone.
+"""
 
 from exporters.nengo.backend import Nengo
 

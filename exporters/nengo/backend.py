@@ -33,6 +33,8 @@ class Nengo:
     >>> with nengo.Simulator(model, dt=1) as simulator:
     ...     simulator.run_steps(8)
     >>> prediction = simulator.data[readout].mean(axis=0).argmax()
+
+    The output of a staged network is the sum of the readout, not its mean; a grouped one's is there at each step.
     """
 
     name = "nengo"
@@ -62,7 +64,11 @@ class Nengo:
             screen = nengo.Node(lambda t: image, size_out=len(image))
             nengo.Connection(screen, native.input, synapse=None)
             fired = {name: nengo.Probe(neurons) for name, neurons in native.neurons.items()}
-            left = {name: nengo.Probe(neurons, "voltage") for name, neurons in native.neurons.items() if membranes}
+            left = {
+                name: nengo.Probe(neurons, neurons.ensemble.neuron_type.potential)
+                for name, neurons in native.neurons.items()
+                if membranes
+            }
             readout = nengo.Probe(native.output)
         records = []
         # a simulator's own model would come with a cache on disk of decoders, of which there are none here
@@ -72,27 +78,21 @@ class Nengo:
                 simulator.reset()
                 simulator.run_steps(steps, progress_bar=False)
                 spikes = {name: simulator.data[probe] for name, probe in fired.items()}
-                voltages = {name: simulator.data[probe] for name, probe in left.items()}
-                records.append(self._record(native, spikes, voltages, simulator.data[readout]))
+                potentials = {name: simulator.data[probe] for name, probe in left.items()}
+                records.append(self._record(native, spikes, potentials, simulator.data[readout]))
         return SpikeRecord.concatenate(records)
 
     def _record(
-        self, native: NengoNetwork, spikes: dict[str, Float64], voltages: dict[str, Float64], readout: Float64
+        self, native: NengoNetwork, spikes: dict[str, Float64], potentials: dict[str, Float64], readout: Float64
     ) -> SpikeRecord:
-        """The record of one image; all arrays are ``[T, N]``. A voltage is what a neuron's reset left of it.
-
-        Adding the threshold back is exact where it matters: so is the subtraction of 1 between 1/2 and 2, and of whole
-        numbers.
-        """
-        recorder = Recorder(self.name, {name: native.shapes[name] for name in spikes})
+        """The record of one image; all arrays are ``[T, N]``, `potentials` as the neurons' probes have them."""
+        recorder = Recorder(self.name, {name: native.shapes[name] for name in spikes}, summed=native.summed)
         for t, values in enumerate(readout):
             for name, fired in spikes.items():
                 shape, potential = (1, *native.shapes[name]), None
-                if name in voltages:
-                    potential = (
-                        voltages[name][t]
-                        + native.neurons[name].ensemble.neuron_type.initial_state["threshold"] * fired[t]
-                    ).reshape(shape)
+                if name in potentials:
+                    neuron = native.neurons[name].ensemble.neuron_type
+                    potential = neuron.before_reset(potentials[name][t], fired[t]).reshape(shape)
                 recorder.spikes(name, fired[t].reshape(shape), potential)
             recorder.readout(values.reshape(1, *native.output_shape))
         return recorder.finish()

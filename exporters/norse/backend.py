@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx, nn
 
 from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
+from exporters.torch_module import Group, watched
 
 
 class Norse:
@@ -23,8 +25,8 @@ class Norse:
     It is called as Norse's ``SequentialState`` is, ``readout, state = net(x, state)`` for one time step's input
     ``[B, *input]``, and starts afresh where no state is given. The state is ``{layer: IAFState(z, v)}``: each layer's
     spikes of this step, and its potentials after reset. In a staged network it is ``WindowIAFState(z, v, step)``, and
-    the layers that count steps beside the neurons have a ``ClockState`` (`exporters.norse.staged`). Whatever Norse does
-    with stateful modules works:
+    the layers that count steps beside the neurons have a ``ClockState`` (`exporters.norse.staged`); that of a grouped
+    network is empty. Whatever Norse does with stateful modules works:
 
     >>> import norse.torch as snn
     >>> net = Norse().export(nir.read("net.nir", type_check=False))
@@ -56,22 +58,32 @@ class Norse:
         from exporters.norse.staged import WindowIAFCell
 
         check_input(native.meta["input_shape"], x, steps)
-        kinds = SoftResetIAFCell | WindowIAFCell
-        cells = {name: cell for name, cell in native.named_children() if isinstance(cell, kinds)}
+        kinds = SoftResetIAFCell | WindowIAFCell | Group
+        neurons = {name: module for name, module in native.named_children() if isinstance(module, kinds)}
         images = tensor(x)
         parameter = next(native.parameters(), images)
         images = images.to(device=parameter.device, dtype=parameter.dtype)
         state = recorder = None
-        with torch.no_grad():
+        with torch.no_grad(), watched(neurons) as seen:
             for _ in range(steps):
                 readout, state = native(images, state)
-                shapes = {name: tuple(state[name].z.shape[1:]) for name in cells}
+                fired = {name: _spikes_and_potential(neurons[name], *values) for name, values in seen.items()}
+                shapes = {name: tuple(z.shape[1:]) for name, (z, _) in fired.items()}
                 recorder = recorder or Recorder(self.name, shapes, summed=native.meta["staged"])
-                for name, cell in cells.items():
-                    z, v = state[name].z, state[name].v
-                    if isinstance(cell, SoftResetIAFCell):  # in a window, no spike takes anything off
-                        v = v + cell.p.theta * z
+                for name, (z, v) in fired.items():
                     recorder.spikes(name, z.cpu().numpy(), v.cpu().numpy() if membranes else None)
                 recorder.readout(readout.cpu().numpy())
         assert recorder is not None  # there is at least one step
         return recorder.finish()
+
+
+def _spikes_and_potential(neuron: nn.Module, given: Tensor, output: Any) -> tuple[Tensor, Tensor]:
+    """What `neuron` fired, and its potentials before reset, from what it was `given` and its `output`."""
+    from exporters.norse.neuron import SoftResetIAFCell
+
+    if isinstance(neuron, Group):
+        return output, neuron.drive(given)
+    z, state = output
+    if isinstance(neuron, SoftResetIAFCell):
+        return z, state.v + neuron.p.theta * z
+    return z, state.v  # in a window, no spike takes anything off

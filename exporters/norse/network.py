@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 from norse.torch.module.snn import SNNCell
 from torch import fx, nn
 
 from bridge.graph import LayerGraph
+from exporters.norse.grouped import ThresholdGroup
 from exporters.norse.neuron import neuron_of
 from exporters.norse.staged import staged_module
 from exporters.torch_module import build
@@ -16,7 +18,9 @@ from exporters.torch_module import build
 
 def build_network(graph: LayerGraph) -> fx.GraphModule:
     """The module of `graph`, ``readout, state = net(x, state)``. Raises `GraphError` for a layer without a rule."""
-    return _with_state(build(graph, nn, neuron_of, "NorseNetwork", staged_module))
+    staged = partial(staged_module, integer=graph.integer)
+    group = partial(ThresholdGroup, integer=graph.integer)
+    return _with_state(build(graph, nn, neuron_of, "NorseNetwork", staged, group))
 
 
 def state_of(state: dict[str, Any] | None, layer: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from norse.torch.functional.threshold import threshold as fire
 from norse.torch.module.snn import SNNCell
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 
 from bridge.graph import BiasOnce, Impulse, WindowFire
 from bridge.simulate.ops import tensor
-from exporters.torch_module import clock
+from exporters.torch_module import clock, just_below, per_channel
 
 
-def staged_module(layer: WindowFire | Impulse | BiasOnce) -> nn.Module:
-    """The cell of `layer`."""
+def staged_module(layer: WindowFire | Impulse | BiasOnce, integer: bool) -> nn.Module:
+    """The cell of `layer`, in a network that is an `integer` one or not."""
     if isinstance(layer, WindowFire):
-        below = np.nextafter(layer.level, np.float32(-np.inf))
-        return WindowIAFCell(tensor(below), layer.opens, layer.steps)
+        v_th, theta = just_below(tensor(layer.level), integer), per_channel(layer.threshold, layer.level.ndim)
+        return WindowIAFCell(WindowIAFParameters(v_th, theta, layer.opens, layer.steps))
     return BiasOnceCell(tensor(layer.bias).clone()) if isinstance(layer, BiasOnce) else ImpulseCell()
 
 
@@ -38,16 +37,19 @@ class WindowIAFState(NamedTuple):
 
 
 class WindowIAFParameters(nn.Module):
-    """`v_th`, which a potential must exceed to fire, of a signal's full shape; the window's first step and its steps.
+    """`v_th`, which a potential must exceed to fire, of a signal's full shape; `theta`, which each step of the window
+    takes off, of a channel each, ``[C, 1, ...]``; the window's first step and its steps.
 
     `method` and `alpha` choose the surrogate gradient, with Norse's defaults.
     """
 
     v_th: Tensor
+    theta: Tensor
 
-    def __init__(self, v_th: Tensor, opens: int, steps: int) -> None:
+    def __init__(self, v_th: Tensor, theta: Tensor, opens: int, steps: int) -> None:
         super().__init__()
         self.register_buffer("v_th", v_th)
+        self.register_buffer("theta", theta)
         self.opens, self.steps = opens, steps
         self.method = "super"
         self.alpha = 100.0
@@ -71,7 +73,7 @@ def window_iaf_step(
 ) -> tuple[Tensor, WindowIAFState]:
     """One step of the neuron on ``[B, ...]``. There is no leak, so that `dt` does nothing."""
     opened = state.step >= p.opens
-    v = state.v + input_tensor - opened.to(input_tensor)
+    v = state.v + input_tensor - opened * p.theta
     z = fire(v - p.v_th, p.method, p.alpha) * (opened & (state.step < p.opens + p.steps))
     return z, WindowIAFState(z=z, v=v, step=state.step + 1)
 
@@ -89,15 +91,15 @@ def bias_once_step(
 
 
 class WindowIAFCell(SNNCell):  # type: ignore[misc]
-    """``u += I;  u −= 1 if step ≥ opens;  s = [u ≥ level and opens ≤ step < opens + steps]``, u(0) = 0.
+    """``u += I;  u −= theta if step ≥ opens;  s = [u > v_th and opens ≤ step < opens + steps]``, u(0) = 0.
 
-    Norse fires on u − v_th > 0: with v_th the float32 just below the level, that is u ≥ level.
+    Norse fires on u − v_th > 0: with v_th just below a level, that is u ≥ level.
     """
 
     p: WindowIAFParameters
 
-    def __init__(self, below: Tensor, opens: int, steps: int) -> None:
-        super().__init__(window_iaf_step, self.initial_state, WindowIAFParameters(below, opens, steps), dt=1.0)
+    def __init__(self, p: WindowIAFParameters) -> None:
+        super().__init__(window_iaf_step, self.initial_state, p, dt=1.0)
 
     def initial_state(self, input_tensor: Tensor) -> WindowIAFState:
         """No spikes, and potentials of 0."""

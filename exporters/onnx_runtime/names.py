@@ -7,11 +7,16 @@ from dataclasses import replace
 from bridge.graph import LayerGraph, Shape
 
 X, STEPS, READOUT, OUTPUT = "x", "steps", "readout", "output"
+SIZE, WHOLE = ".size", ".shape"
+"""Of what is made in a size that depends on the images or on T: the rest of it, and all."""
 BATCH_SIZE, LOOP, READOUT_NOW = "batch_size", "time_steps", "readout_now"
 ITERATION, GO_ON, GOES_ON = "iteration", "go_on", "goes_on"
 """Of the loop; a staged network's model of one step takes the number of the step, from 0, as ITERATION, too."""
 NEXT_ITERATION, ONE_ITERATION, OVER_TIME = "iteration_next", "one_iteration", "over_time"
+TIMES = "times"
+"""T as a shape of one dimension: how often a network without state gives the same."""
 RESERVED = {
+    *(TIMES, READOUT + SIZE, READOUT + WHOLE),
     *(X, STEPS, READOUT, OUTPUT, BATCH_SIZE, LOOP, READOUT_NOW, ITERATION, GO_ON, GOES_ON),
     *(NEXT_ITERATION, ONE_ITERATION, OVER_TIME),
 }
@@ -23,7 +28,9 @@ FIRED = "_fired"
 TAKEN = "_taken"
 """What the reset takes off where a neuron fired, unless that is 1; in a staged network, at this step."""
 DRIVEN = "_driven"
-"""u in a staged network after integration, before the reset, which comes before the test there."""
+"""u in a staged network after integration, before the reset, which comes before the test there; in a grouped one u."""
+MERGED, EACH = "_merged", "_each"
+"""Of a layer that is done to each level of groups: what it takes and what it gives, with the levels as images."""
 ABOVE = "_above"
 """Whether u has reached the level; a neuron of a staged network fires only in its window."""
 OPEN, BEFORE_END, IN_WINDOW = "_open", "_before_end", "_in_window"
@@ -38,13 +45,15 @@ SPIKES, MEMBRANES = "_spikes", "_membranes"
 INPUT_BYTES, SUMS_INT32, SUMS = "_input_uint8", "_sums_int32", "_sums"
 PARTS = (
     *(MEMBRANE, FIRED, TAKEN, POTENTIAL, NEXT, FINAL, SPIKES, MEMBRANES, INPUT_BYTES, SUMS_INT32, SUMS),
-    *(DRIVEN, ABOVE, OPEN, BEFORE_END, IN_WINDOW, FIRST, FIRST_BIAS),
+    *(DRIVEN, ABOVE, OPEN, BEFORE_END, IN_WINDOW, FIRST, FIRST_BIAS, MERGED, EACH),
+    *(name + part for name in (SPIKES, MEMBRANES) for part in (SIZE, WHOLE)),
 )
-SIZE, WHOLE = ".size", ".shape"
-"""Of zeros: without and with the batch."""
 BYTES = "_int8"
 """Parameters as the file stores them, before they are widened."""
-PARAMETERS = (".weight", ".bias", ".scale", ".level", ".threshold", ".opens", ".end", ".first", ".zero")
+PARAMETERS = (
+    *(".weight", ".bias", ".scale", ".level", ".threshold", ".opens", ".end", ".first", ".zero"),
+    *(".axes", ".before", ".after"),
+)
 
 
 def zeros(shape: Shape) -> str:
@@ -75,4 +84,5 @@ def unambiguous(graph: LayerGraph) -> LayerGraph:
 
 def _values(layer: str) -> set[str]:
     """All names that `layer` may need."""
-    return {layer, *(layer + part for part in (*PARTS, *PARAMETERS)), *(layer + part + BYTES for part in PARAMETERS)}
+    parameters = {name + part for name in (layer, layer + EACH) for part in PARAMETERS}
+    return {layer, *(layer + part for part in PARTS), *parameters, *(name + BYTES for name in parameters)}

@@ -29,7 +29,7 @@ from exporters.onnx_runtime.names import (
     X,
     unambiguous,
 )
-from exporters.onnx_runtime.rules import counts_steps
+from exporters.onnx_runtime.rules import counts_steps, stateful
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -83,8 +83,8 @@ class OnnxNetwork:
     def __call__(self, x: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
         """The output for images `x` ``[B, *input]``: mean of the readout over `steps` steps, ``[B, ...]``.
 
-        A staged network's is the sum, complete after its latency. Raises `InputError` for images of another shape, NaN,
-        or fewer than one step.
+        A staged network's is the sum, complete after its latency; a grouped one's is the same at any `steps`. Raises
+        `InputError` for images of another shape, NaN, or fewer than one step.
         """
         return self.run(self.session, x, steps)[OUTPUT]
 
@@ -96,7 +96,7 @@ class OnnxNetwork:
     def initial_state(self, batch: int) -> Values:
         """The potentials before the first step, for `batch` images: zeros, by the name of their input.
 
-        With them, the number of the step, if the network is staged.
+        With them, the number of the step, if the network is staged. A grouped network has no state: nothing.
         """
         batch = positive(batch, "batch")
         return {name: np.zeros(shape, self._type(name)) for name, shape in self._state_shapes(batch).items()}
@@ -112,7 +112,7 @@ class OnnxNetwork:
             raise InputError(f"expected the state of {len(x)} images as initial_state gives it, {wanted}; got {came}")
         given = {name: np.asarray(values, self._type(name), order="C") for name, values in state.items()}
         values = _run(self.step_session, {X: _float32(x), **given})
-        after = {name + POTENTIAL: values[name + NEXT] for name in self.graph.spiking}
+        after = {name + POTENTIAL: values[name + NEXT] for name in stateful(self.graph)}
         return values[READOUT], after | ({ITERATION: values[NEXT_ITERATION]} if counts_steps(self.graph) else {})
 
     def save(self, path: str | Path, *, one_step: bool = False) -> None:
@@ -124,7 +124,8 @@ class OnnxNetwork:
             require_onnx().save_model(self.step_model if one_step else self.model, temporary, format="protobuf")
 
     def _state_shapes(self, batch: int) -> dict[str, Shape]:
-        shapes: dict[str, Shape] = {name + POTENTIAL: (batch, *self.graph.shapes[name]) for name in self.graph.spiking}
+        neurons = stateful(self.graph)
+        shapes: dict[str, Shape] = {name + POTENTIAL: (batch, *self.graph.shapes[name]) for name in neurons}
         return shapes | ({ITERATION: ()} if counts_steps(self.graph) else {})
 
     def _type(self, state: str) -> type[np.generic]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from bridge.graph import (
     BiasOnce,
     Conv1d,
     Conv2d,
+    EachLevel,
     Flatten,
+    GroupFire,
+    GroupSum,
     Impulse,
     IntegrateFire,
     Layer,
@@ -31,12 +34,13 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
-from bridge.graph.ranges import exact_in_int8, ranges, small
+from bridge.graph.ranges import Range, exact_in_int8, ranges, small
 from exporters.onnx_runtime.names import (
     ABOVE,
     BEFORE_END,
     BYTES,
     DRIVEN,
+    EACH,
     FIRED,
     FIRST,
     FIRST_BIAS,
@@ -44,6 +48,7 @@ from exporters.onnx_runtime.names import (
     INPUT_BYTES,
     ITERATION,
     MEMBRANE,
+    MERGED,
     NEXT,
     OPEN,
     POTENTIAL,
@@ -65,10 +70,14 @@ weights, 2 to 12 times as fast for 512 × 512, 2 to 3 times as fast for 4096 × 
 
 @dataclass(frozen=True)
 class Parts(AnnParts):
-    """Adds nodes and initializers to a graph in place; `in_bytes` are the layers whose sums are done in integers."""
+    """Adds nodes and initializers to a graph in place.
+
+    `in_bytes` are the layers whose sums are done in integers, `shapes` those of all layers, without batch.
+    """
 
     whole: bool
     in_bytes: frozenset[str]
+    shapes: Mapping[str, Shape]
 
     def tensor(self, name: str, values: Any) -> str:
         """Add float32 `values`; many of them that fit are stored as int8, which every runtime widens as it loads."""
@@ -93,6 +102,11 @@ def counts_steps(graph: LayerGraph) -> bool:
     return any(isinstance(layer, WindowFire | Impulse | BiasOnce) for layer in graph)
 
 
+def stateful(graph: LayerGraph) -> tuple[str, ...]:
+    """The spiking layers that have potentials: all but groups."""
+    return tuple(name for name in graph.spiking if not isinstance(graph[name], GroupFire))
+
+
 def in_bytes(graph: LayerGraph) -> frozenset[str]:
     """The layers of a whole-number network that are exact in integer arithmetic, and faster so."""
     if not graph.integer:
@@ -101,7 +115,7 @@ def in_bytes(graph: LayerGraph) -> frozenset[str]:
     counts: dict[str, bool] = {}
     for layer in graph:
         heard = bool(layer.inputs) and all(counts[source] for source in layer.inputs)
-        counts[layer.name] = small(layer, heard, bounds[layer.name])
+        counts[layer.name] = _small(layer, heard, bounds[layer.name])
     return frozenset(
         layer.name
         for layer in graph
@@ -110,6 +124,15 @@ def in_bytes(graph: LayerGraph) -> frozenset[str]:
         and counts[layer.inputs[0]]
         and exact_in_int8(layer, bounds[layer.inputs[0]], bounds[layer.name])
     )
+
+
+def _small(layer: Layer, of_small: bool, output: Range) -> bool:
+    """As `small`, of the layers of a grouped network, too."""
+    if isinstance(layer, EachLevel):
+        return _small(layer.layer, of_small, output)
+    if isinstance(layer, GroupSum):
+        return of_small and bool(output.high.max() <= 255)
+    return isinstance(layer, GroupFire | AtLeast) or small(layer, of_small, output)
 
 
 def _fits_int8(array: NDArray[Any]) -> bool:
@@ -142,13 +165,15 @@ def _integrate_fire(parts: Parts, layer: IntegrateFire, shape: Shape) -> None:
 
 
 def _window_fire(parts: Parts, layer: WindowFire, shape: Shape) -> None:
-    """``u = v + I;  u −= 1 if step ≥ opens;  s = [u ≥ level] in the window;  v' = u``."""
+    """``u = v + I;  u −= threshold if step ≥ opens;  s = [u ≥ level] in the window;  v' = u``."""
     name, kinds = layer.name, require_onnx().TensorProto
     opens = parts.stored(f"{name}.opens", np.array(layer.opens, np.int64))
     end = parts.stored(f"{name}.end", np.array(layer.opens + layer.steps, np.int64))
     level = parts.tensor(f"{name}.level", layer.level)
     opened = parts.node("GreaterOrEqual", name + OPEN, (ITERATION, opens))
-    taken = parts.node("Cast", name + TAKEN, (opened,), to=kinds.FLOAT)
+    threshold = parts.tensor(f"{name}.threshold", _one_or_all(layer.threshold, shape))
+    zero = parts.tensor(f"{name}.zero", 0.0)
+    taken = parts.node("Where", name + TAKEN, (opened, threshold, zero))
     driven = parts.node("Add", name + DRIVEN, (name + POTENTIAL, *layer.inputs))
     membrane = parts.node("Sub", name + MEMBRANE, (driven, taken))
     parts.node("Identity", name + NEXT, (membrane,))
@@ -181,6 +206,37 @@ def _at_least(parts: Parts, layer: AtLeast, shape: Shape) -> None:
     parts.node("Cast", layer.name, (fired,), to=require_onnx().TensorProto.FLOAT)
 
 
+def _group_fire(parts: Parts, layer: GroupFire, shape: Shape) -> None:
+    """``s_k = [d ≥ level_k]``, all at once: levels are a dimension before the channels."""
+    name, level = layer.name, layer.level
+    if level.ndim == 2 and bool((level == level[:, :1]).all()):
+        level = level[:, :1]
+    axes = parts.stored(f"{name}.axes", np.array([1], np.int64))
+    driven = parts.node("Unsqueeze", name + DRIVEN, (*layer.inputs, axes))
+    levels = parts.tensor(f"{name}.level", aligned(level, len(shape)))
+    fired = parts.node("GreaterOrEqual", name + FIRED, (driven, levels))
+    parts.node("Cast", name, (fired,), to=require_onnx().TensorProto.FLOAT)
+
+
+def _each_level(parts: Parts, layer: EachLevel, shape: Shape) -> None:
+    """The levels of all images are so many images to the layer. A threshold takes them as they are."""
+    name, inner = layer.name, layer.layer
+    if isinstance(inner, AtLeast):
+        _at_least(parts, replace(inner, name=name, inputs=layer.inputs), shape[1:])
+        return
+    (source,) = layer.inputs
+    before = parts.stored(f"{name}.before", np.array((-1, *parts.shapes[source][1:]), np.int64))
+    after = parts.stored(f"{name}.after", np.array((-1, *shape), np.int64))
+    merged = parts.node("Reshape", name + MERGED, (source, before))
+    parts.layer(replace(inner, name=name + EACH, inputs=(merged,)), shape[1:])
+    parts.node("Reshape", name, (name + EACH, after))
+
+
+def _group_sum(parts: Parts, layer: GroupSum, shape: Shape) -> None:
+    axes = parts.stored(f"{layer.name}.axes", np.array([1], np.int64))
+    parts.node("ReduceSum", layer.name, (*layer.inputs, axes), keepdims=0)
+
+
 def _one_or_all(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """A scalar where all channels share one value, which is faster; else one a channel."""
     return values[0] if bool((values == values[0]).all()) else aligned(values, len(shape))
@@ -194,4 +250,7 @@ RULES: dict[type[Layer], Callable[[Parts, Any, Shape], None]] = {
     Impulse: _impulse,
     BiasOnce: _bias_once,
     AtLeast: _at_least,
+    GroupFire: _group_fire,
+    EachLevel: _each_level,
+    GroupSum: _group_sum,
 }

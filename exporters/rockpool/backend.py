@@ -8,6 +8,7 @@ import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
@@ -32,6 +33,8 @@ class Rockpool:
     >>> rate = {layer: record[layer]["spikes"].mean().item() for layer in record}
     >>> net = net.reset_state()  # before other images: Rockpool's modules go on from where they were
     >>> weights_and_biases = list(net.parameters().astorch())  # for an optimizer; thresholds stay as they are
+
+    The output of a staged network is the sum of the readout, not its mean; a grouped one's is there at each step.
     """
 
     name = "rockpool"
@@ -60,12 +63,20 @@ class Rockpool:
                 readout, _, record = native(images.to(parameter.device), record=True)
         finally:
             native.reset_state()
-        recorder = Recorder(self.name, {name: shapes[name] for name in record})
+        recorder = Recorder(self.name, {name: shapes[name] for name in record}, summed=native.summed)
         for t in range(steps):
             for name, kept in record.items():
-                spikes = kept["spikes"][:, t].cpu()
-                before_reset = kept["vmem"][:, t].cpu() + native.get_submodule(name).threshold.cpu() * spikes
-                membrane = before_reset.unflatten(1, shapes[name]).numpy() if membranes else None
+                spikes, membrane = kept["spikes"][:, t].cpu(), None
+                if membranes:
+                    before_reset = _before_reset(native.get_submodule(name), spikes, kept["vmem"][:, t].cpu())
+                    membrane = before_reset.unflatten(1, shapes[name]).numpy()
                 recorder.spikes(name, spikes.unflatten(1, shapes[name]).numpy(), membrane)
             recorder.readout(readout[:, t].unflatten(1, shapes[output_name]).cpu().numpy())
         return recorder.finish()
+
+
+def _before_reset(neuron: nn.Module, spikes: Tensor, vmem: Tensor) -> Tensor:
+    """What `neuron` compared with its level, on the CPU. Outside of plain networks, no spike takes anything off."""
+    from exporters.rockpool.neuron import SoftResetIF
+
+    return vmem + neuron.threshold.cpu() * spikes if isinstance(neuron, SoftResetIF) else vmem

@@ -12,20 +12,27 @@ from functools import reduce, singledispatch
 from math import prod
 from typing import Any
 
+import numpy as np
 import rockpool.parameters as rp
 import torch.nn.functional as F
 from rockpool.nn.modules import LinearTorch, TorchModule
 from torch import Tensor
 
-from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import (
+    NEURONS,
     Add,
     Array,
+    AtLeast,
     AvgPool2d,
+    BiasOnce,
     Conv1d,
     Conv2d,
+    EachLevel,
     Flatten,
+    GroupFire,
+    GroupSum,
+    Impulse,
     Input,
     IntegrateFire,
     Layer,
@@ -34,10 +41,14 @@ from bridge.graph import (
     Scale,
     Shape,
     SumPool2d,
+    WindowFire,
     spread,
 )
 from bridge.simulate.ops import tensor
+from exporters.rockpool import grouped, staged
 from exporters.rockpool.neuron import SoftResetIF
+
+NEURON_MODULES = SoftResetIF | staged.WindowIF | grouped.ThresholdGroup
 
 
 class RockpoolNetwork(TorchModule):  # type: ignore[misc]
@@ -47,16 +58,16 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
         graph: the spiking network.
 
     Raises:
-        GraphError: there is no module for a layer, or none can have its name; or the network is staged.
+        GraphError: there is no module for a layer, or none can have its name.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
-        expect_plain(graph, "Rockpool")
         shapes = graph.shapes
-        spiking = isinstance(graph.output, IntegrateFire)
+        spiking = isinstance(graph.output, NEURONS)
         size = (prod(graph.input.shape), prod(shapes[graph.output.name]))
         super().__init__(shape=size, spiking_input=False, spiking_output=spiking)
         self.shapes = shapes
+        self.summed = graph.staged
         self.sources = {layer.name: layer.inputs for layer in graph}
         last_readers = {source: layer.name for layer in graph for source in layer.inputs}
         self.read_last_by = {
@@ -83,7 +94,7 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
             if name in self._submodulenames:
                 module = getattr(self, name)
                 signals[name], _, record = module(*given, record=self._record)
-                if isinstance(module, SoftResetIF):
+                if isinstance(module, NEURON_MODULES):
                     self._record_dict[name] = record
             else:
                 signals[name] = reduce(operator.add, given) if given else data
@@ -103,8 +114,8 @@ class Convolution(TorchModule):  # type: ignore[misc]
 
     def __init__(self, layer: Conv1d | Conv2d, maps: Shape) -> None:
         super().__init__(shape=(prod(maps), prod(layer.output_shape(maps))))
-        self.weight = rp.Parameter(tensor(layer.weight), family="weights")
-        self.bias = rp.Parameter(tensor(layer.bias), family="biases")
+        self.weight = rp.Parameter(tensor(layer.weight).clone(), family="weights")
+        self.bias = rp.Parameter(tensor(layer.bias).clone(), family="biases")
         self.maps = maps
         self.options = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
@@ -135,7 +146,7 @@ class Scaling(TorchModule):  # type: ignore[misc]
 
     def __init__(self, scale: Array) -> None:
         super().__init__(shape=(len(scale), len(scale)))
-        self.scale = rp.SimulationParameter(tensor(scale))
+        self.scale = rp.SimulationParameter(tensor(scale).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
@@ -156,7 +167,7 @@ def _(layer: IntegrateFire, shape: Shape) -> TorchModule:
 @_module.register
 def _(layer: Linear, shape: Shape) -> TorchModule:
     size = layer.weight.shape[::-1]
-    return LinearTorch(size, weight=tensor(layer.weight).T, bias=tensor(layer.bias), has_bias=True)
+    return LinearTorch(size, weight=tensor(layer.weight).T.clone(), bias=tensor(layer.bias).clone(), has_bias=True)
 
 
 @_module.register
@@ -172,6 +183,41 @@ def _(layer: AvgPool2d, shape: Shape) -> TorchModule:
 @_module.register
 def _(layer: Scale, shape: Shape) -> TorchModule:
     return Scaling(_spread(layer.scale, shape))
+
+
+@_module.register
+def _(layer: WindowFire, shape: Shape) -> TorchModule:
+    return staged.WindowIF(layer.level.ravel(), _spread(layer.threshold, shape), layer.opens, layer.steps)
+
+
+@_module.register
+def _(layer: Impulse, shape: Shape) -> TorchModule:
+    return staged.Impulse(prod(shape))
+
+
+@_module.register
+def _(layer: BiasOnce, shape: Shape) -> TorchModule:
+    return staged.BiasOnce(layer.bias.ravel())
+
+
+@_module.register
+def _(layer: AtLeast, shape: Shape) -> TorchModule:
+    return grouped.Threshold(_spread(layer.level, shape))
+
+
+@_module.register
+def _(layer: GroupFire, shape: Shape) -> TorchModule:
+    return grouped.ThresholdGroup(np.stack([_spread(level, shape) for level in layer.level]))
+
+
+@_module.register
+def _(layer: EachLevel, shape: Shape) -> TorchModule:
+    return grouped.EachLevel(_module(layer.layer, shape[1:]), shape[0])
+
+
+@_module.register
+def _(layer: GroupSum, shape: Shape) -> TorchModule:
+    return grouped.GroupSum(prod(shape[1:]), shape[0])
 
 
 def _spread(values: Array, shape: Shape) -> Array:

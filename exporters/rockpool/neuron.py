@@ -12,6 +12,16 @@ from bridge.graph import Array
 from bridge.simulate.ops import tensor
 
 
+def fires(potential: Tensor, level: Tensor) -> Tensor:
+    """1 where `potential` ≥ `level`, else 0, with the gradient that Rockpool's ``StepPWL`` has at a threshold of 1.
+
+    Its own spikes would be floor(potential / level) of them: it takes no levels but those above 0.
+    """
+    one = torch.ones((), device=potential.device)
+    smooth: Tensor = StepPWL.apply(potential - level + one, one, torch.tensor(0.5), one)
+    return (potential >= level).to(potential.dtype) + (smooth - smooth.detach())
+
+
 class SoftResetIF(LIFNeuronTorch):  # type: ignore[misc]
     """``u += I;  s = [u ≥ level];  u −= threshold · s``, u(0) = 0; `level` > 0 and `threshold` are ``[N]``.
 
@@ -24,11 +34,11 @@ class SoftResetIF(LIFNeuronTorch):  # type: ignore[misc]
         super().__init__(
             shape=len(level),
             tau_mem=rp.Constant(torch.tensor(torch.inf)),
-            threshold=rp.Constant(tensor(threshold)),
+            threshold=rp.Constant(tensor(threshold).clone()),
             bias=rp.Constant(torch.tensor(0.0)),
             max_spikes_per_dt=1,
         )
-        self.level = rp.SimulationParameter(tensor(level))
+        self.level = rp.SimulationParameter(tensor(level).clone())
         self.spike_generation_fn = self.fire
 
     def fire(self, vmem: Tensor, threshold: Tensor, window: Tensor, most: Tensor) -> Tensor:

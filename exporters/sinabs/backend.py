@@ -22,7 +22,7 @@ INSTALL = "pip install matplotlib nirtorch pbr && pip install --no-deps sinabs==
 
 class Sinabs:
     """Native object: a `torch.fx.GraphModule` of torch layers and ``sinabs.layers.IAFSqueeze``, or in a staged network
-    the layers of `exporters.sinabs.staged`.
+    the layers of `exporters.sinabs.staged`, in a grouped one those of `exporters.sinabs.grouped`.
 
     Like all of Sinabs' squeezed layers it takes ``[B·T, *input]``, the T steps of an image one after the other, and
     keeps its state between calls: ``sinabs.set_batch_size(net, B)`` tells it B, which is 1 at first, and
@@ -38,11 +38,12 @@ class Sinabs:
 
     @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        from exporters.sinabs.grouped import SpikeGroup
         from exporters.sinabs.neuron import neuron_of
         from exporters.sinabs.staged import staged_module
 
         # Sinabs' own SumPool2d is no sum in floating point: torch.nn.LPPool2d multiplies an average.
-        return build(from_nir(graph), nn, neuron_of, "SinabsNetwork", staged_module)
+        return build(from_nir(graph), nn, neuron_of, "SinabsNetwork", staged_module, SpikeGroup)
 
     @neutral()
     def run(
@@ -50,9 +51,10 @@ class Sinabs:
     ) -> SpikeRecord:
         from sinabs.layers import IAFSqueeze, SqueezeMixin
 
+        from exporters.sinabs.grouped import SpikeGroup
         from exporters.sinabs.staged import WindowIAFSqueeze
 
-        kinds = IAFSqueeze | WindowIAFSqueeze
+        kinds = IAFSqueeze | WindowIAFSqueeze | SpikeGroup
         neurons: dict[str, Any] = {n: m for n, m in native.named_modules() if isinstance(m, kinds)}
         squeezed: list[Any] = [module for module in native.modules() if isinstance(module, SqueezeMixin)]
         sizes = {module: (module.batch_size, module.num_timesteps) for module in squeezed}

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from bridge.graph import BiasOnce, Impulse, WindowFire
 from bridge.simulate.ops import tensor
-from exporters.torch_module import clock
+from exporters.torch_module import clock, per_channel
 
 
 def staged_module(layer: WindowFire | Impulse | BiasOnce) -> nn.Module:
     """The layer of Sinabs that is `layer`."""
     if isinstance(layer, WindowFire):
-        return WindowIAFSqueeze(tensor(layer.level).clone(), layer.opens, layer.steps)
+        threshold = per_channel(layer.threshold, layer.level.ndim)
+        return WindowIAFSqueeze(tensor(layer.level).clone(), threshold, layer.opens, layer.steps)
     return BiasOnceSqueeze(tensor(layer.bias).clone()) if isinstance(layer, BiasOnce) else ImpulseSqueeze()
 
 
@@ -63,25 +64,25 @@ class CountingSqueeze(StatefulLayer, SqueezeMixin):  # type: ignore[misc]
 
 
 class WindowIAFSqueeze(CountingSqueeze):
-    """``u += I;  u −= 1 if step ≥ opens;  s = [u − level ≥ 0 and opens ≤ step < opens + steps]``, u(0) = 0.
+    """``u += I;  u −= threshold if step ≥ opens;  s = [u − level ≥ 0 and opens ≤ step < opens + steps]``, u(0) = 0.
 
-    `level` has the full shape of a signal; a difference never has the wrong sign in IEEE arithmetic, so that the test
-    is u ≥ level. The surrogate gradient is Sinabs' ``Gaussian``: the default's width grows with the level, which may be
-    0 or negative here.
+    `level` has the full shape of a signal, `threshold` one value for each channel, ``[C, 1, 1]``. A difference never
+    has the wrong sign in IEEE arithmetic, so that the test is u ≥ level. The surrogate gradient is Sinabs'
+    ``Gaussian``: the default's width grows with the level, which may be 0 or negative here.
     """
 
     v_mem: Tensor
 
-    def __init__(self, level: Tensor, opens: int, steps: int, **sizes: int) -> None:
+    def __init__(self, level: Tensor, threshold: Tensor, opens: int, steps: int, **sizes: int) -> None:
         super().__init__(("v_mem",), **sizes)
-        self.level = nn.Parameter(level, requires_grad=False)
+        self.level, self.threshold = (nn.Parameter(values, requires_grad=False) for values in (level, threshold))
         self.opens, self.steps = opens, steps
         self.spike_fn, self.surrogate_grad_fn = SingleSpike, Gaussian()
 
     def one_step(self, x: Tensor) -> Tensor:
         """Spikes 0/1 of one time step."""
         opened = self.step >= self.opens
-        self.v_mem = self.v_mem + x - opened.to(x)
+        self.v_mem = self.v_mem + x - opened * self.threshold
         fired: Tensor = self.spike_fn.apply(self.v_mem, self.level, self.surrogate_grad_fn)
         return fired * (opened & (self.step < self.opens + self.steps))
 
@@ -92,7 +93,8 @@ class WindowIAFSqueeze(CountingSqueeze):
 
     @property
     def _param_dict(self) -> dict[str, Any]:
-        return {**super()._param_dict, "level": self.level.detach().clone(), "opens": self.opens, "steps": self.steps}
+        values = {"level": self.level.detach().clone(), "threshold": self.threshold.detach().clone()}
+        return {**super()._param_dict, **values, "opens": self.opens, "steps": self.steps}
 
 
 class ImpulseSqueeze(CountingSqueeze):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import nir
@@ -18,7 +19,7 @@ from exporters.torch_module import build, run
 
 class SnnTorch:
     """Native object: a `torch.fx.GraphModule` of torch layers and `exporters.snntorch.neuron.SoftResetIF`, or in a
-    staged network the modules of `exporters.snntorch.staged`.
+    staged network the modules of `exporters.snntorch.staged`, in a grouped one those of `exporters.snntorch.grouped`.
 
     The neurons keep their state between calls (``init_hidden=True``); ``snntorch.utils.reset(net)`` clears it. Example:
     docs/backends.md.
@@ -31,10 +32,14 @@ class SnnTorch:
 
     @neutral()
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
+        from exporters.snntorch.grouped import SpikingGroup
         from exporters.snntorch.neuron import neuron_of
         from exporters.snntorch.staged import staged_module
 
-        return build(from_nir(graph), nn, neuron_of, "SnnTorchNetwork", staged_module)
+        network = from_nir(graph)
+        staged = partial(staged_module, integer=network.integer)
+        group = partial(SpikingGroup, integer=network.integer)
+        return build(network, nn, neuron_of, "SnnTorchNetwork", staged, group)
 
     @neutral()
     def run(
@@ -42,10 +47,11 @@ class SnnTorch:
     ) -> SpikeRecord:
         from snntorch import Leaky
 
+        from exporters.snntorch.grouped import SpikingGroup
         from exporters.snntorch.neuron import SoftResetIF
         from exporters.snntorch.staged import WindowIF
 
-        kinds = SoftResetIF | WindowIF
+        kinds = SoftResetIF | WindowIF | SpikingGroup
         neurons: dict[str, nn.Module] = {n: m for n, m in native.named_modules() if isinstance(m, kinds)}
 
         def reset() -> None:  # snntorch.utils.reset would also reset every other network in the process

@@ -6,20 +6,19 @@ without reset that receives 1 at every step holds the number of steps, one for e
 
 from __future__ import annotations
 
-import numpy as np
 import snntorch
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge.graph import BiasOnce, Impulse, WindowFire
 from bridge.simulate.ops import tensor
+from exporters.torch_module import just_below, per_channel
 
 
-def staged_module(layer: WindowFire | Impulse | BiasOnce) -> nn.Module:
-    """The module of `layer`."""
+def staged_module(layer: WindowFire | Impulse | BiasOnce, integer: bool) -> nn.Module:
+    """The module of `layer`, in a network that is an `integer` one or not."""
     if isinstance(layer, WindowFire):
-        return WindowIF(layer.level, layer.opens, layer.steps)
+        below, threshold = just_below(tensor(layer.level), integer), per_channel(layer.threshold, layer.level.ndim)
+        return WindowIF(below, threshold, layer.opens, layer.steps)
     return BiasOnceModule(tensor(layer.bias).clone()) if isinstance(layer, BiasOnce) else ImpulseModule()
 
 
@@ -36,17 +35,17 @@ class From(snntorch.Leaky):  # type: ignore[misc]
 
 
 class WindowIF(snntorch.Leaky):  # type: ignore[misc]
-    """``u += I;  u −= 1 if step ≥ opens;  s = [u ≥ level and opens ≤ step < opens + steps]``, u(0) = 0.
+    """``u += I;  u −= threshold if step ≥ opens;  s = [u > below and opens ≤ step < opens + steps]``, u(0) = 0.
 
-    `level` has the full shape of a signal. The potential is ``mem``.
+    `below` has the full shape of a signal, `threshold` one value for each channel, ``[C, 1, 1]``. snnTorch's surrogates
+    fire on u − θ > 0: with `below` just below a level, that is u ≥ level. The potential is ``mem``.
     """
 
     below: Tensor
 
-    def __init__(self, level: NDArray[np.float32], opens: int, steps: int) -> None:
-        super().__init__(beta=1.0, threshold=1.0, reset_mechanism="subtract", init_hidden=True)
-        # snnTorch's surrogates fire on u − θ > 0: with θ the float32 just below the level, that is u ≥ level.
-        self.register_buffer("below", torch.from_numpy(np.nextafter(level, np.float32(-np.inf))))
+    def __init__(self, below: Tensor, threshold: Tensor, opens: int, steps: int) -> None:
+        super().__init__(beta=1.0, threshold=threshold, reset_mechanism="subtract", init_hidden=True)
+        self.register_buffer("below", below)
         self.opened, self.shut = From(opens), From(opens + steps)
 
     def mem_reset(self, mem: Tensor) -> Tensor:

@@ -37,12 +37,13 @@ class SpikingJelly:
     def export(self, graph: nir.NIRGraph) -> fx.GraphModule:
         from spikingjelly.activation_based import layer
 
+        from exporters.spikingjelly.grouped import GroupNode
         from exporters.spikingjelly.neuron import neuron_of
         from exporters.spikingjelly.staged import staged_module
 
         network = from_nir(graph)
         neuron = partial(neuron_of, integer=network.integer)
-        return build(network, layer, neuron, "SpikingJellyNetwork", staged_module)
+        return build(network, layer, neuron, "SpikingJellyNetwork", staged_module, GroupNode)
 
     @neutral()
     def run(
@@ -50,9 +51,10 @@ class SpikingJelly:
     ) -> SpikeRecord:
         from spikingjelly.activation_based import base, functional, neuron
 
+        from exporters.spikingjelly.grouped import GroupNode
         from exporters.spikingjelly.staged import WindowIFNode
 
-        kinds = neuron.ActivationAwareIFNode | WindowIFNode
+        kinds = neuron.ActivationAwareIFNode | WindowIFNode | GroupNode
         neurons = {name: m for name, m in native.named_modules() if isinstance(m, kinds)}
         modes = {m: m.step_mode for m in native.modules() if isinstance(m, base.StepModule)}
         functional.set_step_mode(native, "s")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bridge.graph import BiasOnce, Impulse, WindowFire
 from bridge.simulate.ops import tensor
-from exporters.torch_module import clock
+from exporters.torch_module import clock, per_channel
 
 Tensors = tuple[Tensor, ...]
 States = tuple[Any, ...]
@@ -23,7 +23,8 @@ States = tuple[Any, ...]
 def staged_module(layer: WindowFire | Impulse | BiasOnce) -> nn.Module:
     """SpikingJelly's module for `layer`."""
     if isinstance(layer, WindowFire):
-        return WindowIFNode(tensor(layer.level).clone(), layer.opens, layer.steps)
+        threshold = per_channel(layer.threshold, layer.level.ndim)
+        return WindowIFNode(tensor(layer.level).clone(), threshold, layer.opens, layer.steps)
     return BiasOnceModule(tensor(layer.bias).clone()) if isinstance(layer, BiasOnce) else ImpulseModule()
 
 
@@ -43,18 +44,20 @@ class CountingModule(base.MemoryModule):  # type: ignore[misc]
 
 
 class WindowIFNode(CountingModule):
-    """``v += I;  v −= 1 if step ≥ opens;  s = [v ≥ level and opens ≤ step < opens + steps]``, v(0) = 0.
+    """``v += I;  v −= threshold if step ≥ opens;  s = [v ≥ level and opens ≤ step < opens + steps]``, v(0) = 0.
 
-    `level` has the full shape of a signal. SpikingJelly's surrogates fire on v − level ≥ 0; a difference never has the
-    wrong sign in IEEE arithmetic, so that is v ≥ level.
+    `level` has the full shape of a signal, `threshold` one value for each channel, ``[C, 1, 1]``. SpikingJelly's
+    surrogates fire on v − level ≥ 0; a difference never has the wrong sign in IEEE arithmetic, so that is v ≥ level.
     """
 
     level: Tensor
+    threshold: Tensor
 
-    def __init__(self, level: Tensor, opens: int, steps: int) -> None:
+    def __init__(self, level: Tensor, threshold: Tensor, opens: int, steps: int) -> None:
         super().__init__()
         self.register_memory("v", 0.0)
         self.register_buffer("level", level)
+        self.register_buffer("threshold", threshold)
         self.opens, self.steps = opens, steps
         self.surrogate_function = surrogate.Sigmoid()
 
@@ -64,7 +67,7 @@ class WindowIFNode(CountingModule):
         """The spikes of one time step, and the step and the potential that it leaves."""
         (x,), (step, v) = inputs, states
         opened = step >= self.opens
-        v = v + x - opened.to(x)
+        v = v + x - opened * self.threshold
         spikes = self.surrogate_function(v - self.level) * (opened & (step < self.opens + self.steps))
         return (spikes,), (step + 1, v)
 

@@ -25,6 +25,8 @@ class Spyx:
     >>> prediction = readout.mean(axis=0).argmax(axis=1)
     >>> readout, state = network(images, state)  # one more step
     >>> gradients = nnx.grad(lambda net: spyx.nn.run(net, x)[0].mean())(network)  # of Spyx's surrogate
+
+    The output of a staged network is the sum of the readout, not its mean; a grouped one's is there at each step.
     """
 
     name = "spyx"
@@ -51,7 +53,8 @@ class Spyx:
         for _ in range(steps):
             readout, spikes, potentials, state = advance(definition, parameters, images, state)
             # in the network's order: what is compiled returns its names sorted
-            recorder = recorder or Recorder(self.name, {name: spikes[name].shape[1:] for name in native.spiking})
+            shapes = {name: spikes[name].shape[1:] for name in native.spiking}
+            recorder = recorder or Recorder(self.name, shapes, summed=native.summed)
             for name in native.spiking:
                 recorder.spikes(name, np.asarray(spikes[name]), np.asarray(potentials[name]) if membranes else None)
             recorder.readout(np.asarray(readout))

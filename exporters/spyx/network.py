@@ -15,15 +15,20 @@ from jax import Array
 from numpy.typing import NDArray
 
 from bridge import graph as layers
-from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
-from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape
+from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, aligned
+from exporters.spyx import grouped, staged
 from exporters.spyx.neuron import SoftResetIF
 
 Module = Any
 """A module of NNX's, or a function."""
-State = dict[str, Array]
-"""The potentials u after reset of every layer of neurons, by its name, ``[B, H, W, C]`` or ``[B, F]``."""
+State = dict[str, Any]
+"""By name, the state of every layer that has one. Neurons: potentials u after reset, ``[B, H, W, C]`` or ``[B, F]``.
+
+In a staged network ``(u, step)``, and the step of the other layers that count (`exporters.spyx.staged`).
+"""
+STATEFUL = IntegrateFire | layers.WindowFire | layers.Impulse | layers.BiasOnce
+GROUPED = layers.GroupFire | layers.EachLevel
 
 
 class SpyxNetwork(nnx.Module):  # type: ignore[misc]
@@ -37,56 +42,59 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
 
     Attributes:
         layers: the modules, in order. names: what they are called in the graph. spiking: those of the neurons.
+        stateful: those with a state. grouped: those whose values are ``[B, L, ..., C]``, of L levels.
+        summed: whether the output is the sum of the readout, as in a staged network, or its mean.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
-        """Build `graph`. Raises `GraphError` for a kind of layer that has no module here, and a staged network."""
-        expect_plain(graph, "Spyx")
+        """Build `graph`. Raises `GraphError` for a kind of layer that has no module here."""
         self.input_shape = graph.input.shape
         self.names = tuple(layer.name for layer in graph)
         self.sources = tuple(layer.inputs for layer in graph)
-        self.spiking = graph.spiking
+        self.spiking, self.summed = graph.spiking, graph.staged
+        self.stateful = tuple(layer.name for layer in graph if isinstance(layer, STATEFUL))
+        self.grouped = tuple(layer.name for layer in graph if isinstance(layer, GROUPED))
         self.layers = nnx.List([_module(layer, graph.shapes[layer.name]) for layer in graph])
 
     def initial_state(self, batch_size: int) -> State:
-        """All potentials at 0."""
+        """All potentials at 0, and the first time step to come."""
         named = zip(self.names, self.layers, strict=True)
-        return {name: layer.initial_state(batch_size) for name, layer in named if name in self.spiking}
+        return {name: layer.initial_state(batch_size) for name, layer in named if name in self.stateful}
 
-    def __call__(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, State]:
-        readout, _, after = self.step(x, state)
+    def __call__(self, x: Array, state: Mapping[str, Any]) -> tuple[Array, State]:
+        readout, *_, after = self.step(x, state)
         return readout, after
 
-    def step(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array], State]:
-        """The readout of one time step ``[B, ...]``, the spikes by layer, channels last, and the next state."""
+    def step(self, x: Array, state: Mapping[str, Any]) -> tuple[Array, dict[str, Array], dict[str, Array], State]:
+        """The readout of one time step ``[B, ...]``, the spikes and the potentials before reset, and the next state.
+
+        Spikes and potentials are by layer, channels first.
+        """
         values: dict[str, Array] = {}
+        potentials: dict[str, Array] = {}
         after: State = {}
         for name, sources, layer in zip(self.names, self.sources, self.layers, strict=True):
             inputs = [values[source] for source in sources] or [x]
-            if name in self.spiking:
+            if name in self.stateful:
                 values[name], after[name] = layer(*inputs, state[name])
             else:
                 values[name] = layer(*inputs)
-        return channels_first(values[self.names[-1]]), {name: values[name] for name in self.spiking}, after
+            if name in self.spiking:
+                membrane = layer.membrane(*inputs, values[name], after.get(name))
+                potentials[name] = self._channels_first(name, membrane)
+        spikes = {name: self._channels_first(name, values[name]) for name in self.spiking}
+        return self._channels_first(self.names[-1], values[self.names[-1]]), spikes, potentials, after
+
+    def _channels_first(self, name: str, values: Array) -> Array:
+        return jnp.moveaxis(values, -1, 2 if name in self.grouped else 1)
 
 
 @partial(jax.jit, static_argnums=0)
 def advance(
     definition: Any, parameters: Any, x: NDArray[np.float32], state: State
 ) -> tuple[Array, dict[str, Array], dict[str, Array], State]:
-    """`SpyxNetwork.step`, compiled, of a network in two parts, from ``nnx.split``; spikes have their channels first.
-
-    What comes third are the potentials before reset. Adding the threshold back is exact where it matters: so is the
-    subtraction of 1 between 1/2 and 2, and of whole numbers.
-    """
-    network = nnx.merge(definition, parameters)
-    readout, spikes, after = network.step(x, state)
-    potentials = {
-        name: channels_first(after[name] + spikes[name] * layer.threshold)
-        for name, layer in zip(network.names, network.layers, strict=True)
-        if name in network.spiking
-    }
-    return readout, {name: channels_first(values) for name, values in spikes.items()}, potentials, after
+    """`SpyxNetwork.step`, compiled, of a network in two parts, from ``nnx.split``."""
+    return nnx.merge(definition, parameters).step(x, state)  # type: ignore[no-any-return]
 
 
 def channels_first(values: Array) -> Array:
@@ -154,6 +162,31 @@ def _(layer: layers.Scale, shape: Shape) -> Module:
 
 
 @_module.register
+def _(layer: layers.Impulse, shape: Shape) -> Module:
+    return staged.Impulse(len(shape))
+
+
+@_module.register
+def _(layer: layers.BiasOnce, shape: Shape) -> Module:
+    return staged.BiasOnce(np.moveaxis(layer.bias, 0, -1))
+
+
+@_module.register
+def _(layer: layers.AtLeast, shape: Shape) -> Module:
+    return grouped.Threshold(np.moveaxis(layer.level, 0, -1))
+
+
+@_module.register
+def _(layer: layers.EachLevel, shape: Shape) -> Module:
+    return grouped.EachLevel(_module(layer.layer, shape[1:]))
+
+
+@_module.register
+def _(layer: layers.GroupSum, shape: Shape) -> Module:
+    return grouped.group_sum
+
+
+@_module.register
 def _(layer: layers.AvgPool2d, shape: Shape) -> Module:
     padding = _both_sides(layer.padding)
     return partial(nnx.avg_pool, window_shape=layer.kernel, strides=layer.stride, padding=padding)
@@ -188,6 +221,18 @@ def _(layer: layers.Conv1d | layers.Conv2d, shape: Shape) -> Module:
 @_module.register
 def _(layer: IntegrateFire, shape: Shape) -> Module:
     return SoftResetIF((*shape[1:], shape[0]), layer.level, layer.threshold)
+
+
+@_module.register
+def _(layer: layers.WindowFire, shape: Shape) -> Module:
+    level = np.moveaxis(layer.level, 0, -1)
+    return staged.WindowIF(level.shape, level, layer.threshold, layer.opens, layer.steps)
+
+
+@_module.register
+def _(layer: layers.GroupFire, shape: Shape) -> Module:
+    levels = [np.moveaxis(aligned(level, len(shape) - 1), 0, -1) for level in layer.level]
+    return grouped.ThresholdGroup(np.stack(levels))
 
 
 def _parameters(layer: layers.Affine) -> dict[str, Any]:

@@ -47,3 +47,11 @@ class SoftResetIF(spyx.nn.IF):  # type: ignore[misc]
         V = V + x  # noqa: N806
         spikes: Array = self.spike(V - self.level)
         return spikes, V - spikes * self.threshold
+
+    def membrane(self, x: Array, spikes: Array, after: Array) -> Array:
+        """The potential before reset, from the `spikes` and what their reset left.
+
+        Adding the threshold back is exact where it matters: so is the subtraction of 1 between 1/2 and 2, and of whole
+        numbers.
+        """
+        return after + spikes * self.threshold

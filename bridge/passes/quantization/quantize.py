@@ -47,8 +47,9 @@ ROOM = 32
 LARGEST_SCALE_EXPONENT = 7
 """Of a `Scale`'s power of two, as of Loihi's weight exponent."""
 UNHEARD = 1e-12
-"""Mean square with which a channel before a `Scale` counts at least. One that is silent on the calibration images would
-else have its factors rounded at any scale, and what reads them would need weights that fit no other channel."""
+"""Mean square with which a channel counts at least before a layer that only passes values on. One that is silent on the
+calibration images would else have its weights rounded at any scale, and what reads them would need weights that fit no
+other channel."""
 SMALL_LOSS = 1e-4
 """Below it, rounding is no concern; 8 bits lose as much."""
 LARGEST_LOSS = 0.1
@@ -184,10 +185,7 @@ class _Plan:
                 )
 
     def _losses(self, scale: Floats) -> list[float]:
-        whole = [max(float(np.sum(np.square(member.weight) * member.use)), 1e-300) for member in self.members]
-        return [
-            float(member.error(scale).sum()) / all_of_it for member, all_of_it in zip(self.members, whole, strict=True)
-        ]
+        return [member.loss(scale) for member in self.members]
 
     def choose(self) -> None:
         """Set σ to the one of least error. Raises `ConversionError` for weights too large for any."""
@@ -308,8 +306,10 @@ class _Member:
     ``weight`` is ``[C, ...]``; ``use`` broadcasts against it: how much the square of an error in each weight counts.
     """
 
-    def __init__(self, layer: Affine | Scale, gain: int, source: Floats, statistics: Statistics, bits: int) -> None:
-        """`source` is σ of its input, a channel, and `statistics` are that input's."""
+    def __init__(
+        self, layer: Affine | Scale, gain: int, source: Floats, statistics: Statistics, bits: int, *, passes_on: bool
+    ) -> None:
+        """`source` is σ of its input, a channel, `statistics` are that input's; it `passes_on` what no neuron reads."""
         self.layer = layer
         self.gain = gain
         if isinstance(layer, Scale):
@@ -319,8 +319,9 @@ class _Member:
         else:
             self.mantissa = self.largest = 2 ** (bits - 1) - 1
             self.weight = scale_inputs(layer, gain / source).weight.astype(np.float64)
-        least = UNHEARD if isinstance(layer, Scale) else 0.0
+        least = UNHEARD if passes_on or isinstance(layer, Scale) else 0.0
         self.use = self._spread(source**2 * np.maximum(statistics.square, least))
+        self.real_use = self._spread(source**2 * statistics.square)
         self.mean = self._spread(source * statistics.mean)
 
     def error(self, scale: Floats) -> Floats:
@@ -328,6 +329,12 @@ class _Member:
         error = np.square(self.rounded(scale) / self._rows(scale) - self.weight) * self.use
         total: Floats = error.reshape(len(scale), -1).sum(axis=1)
         return total
+
+    def loss(self, scale: Floats) -> float:
+        """Of the mean square of what its weights do, the share that rounding at `scale` loses."""
+        whole = float(np.sum(np.square(self.weight) * self.real_use))
+        lost = np.square(self.rounded(scale) / self._rows(scale) - self.weight) * self.real_use
+        return float(lost.sum()) / max(whole, 1e-300)
 
     def rounded(self, scale: Floats) -> Floats:
         """The whole weights at `scale`."""
@@ -372,7 +379,10 @@ def _rounded(
     changes: dict[str, list[Layer]] = {}
     for plan in plans:
         plan.members = [
-            _Member(w, plan.group.gains[w.name], scales[w.inputs[0]], statistics[w.inputs[0]], bits)
+            _Member(
+                *(w, plan.group.gains[w.name], scales[w.inputs[0]], statistics[w.inputs[0]], bits),
+                passes_on=not plan.group.neurons,
+            )
             for w in plan.group.weighted
         ]
         if plan.scale is None:
