@@ -147,9 +147,10 @@ def train(
 
 @app.command()
 def inspect(source: Source, images: Example = None, as_json: AsJson = False) -> None:
-    """Show a network's layers: kind, shape, inputs, parameters."""
+    """Show a network's layers: kind, shape, inputs, parameters; and what a staged or grouped one costs."""
     with _bad_input():
         from bridge.report.layers import rows, table
+        from bridge.report.tables import costs
 
         network = _network(source, None if images is None else _images(images))
         found = rows(network.graph)
@@ -157,6 +158,9 @@ def inspect(source: Source, images: Example = None, as_json: AsJson = False) -> 
             _print_json(found)
         else:
             Console().print(table(f"{network}", found))
+            if network.latency is not None:
+                price = network.cost()
+                Console().print(costs({price.schedule: price.to_dict()}))
 
 
 @app.command()

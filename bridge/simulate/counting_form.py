@@ -84,7 +84,7 @@ def _count(layer: Layer) -> SpikeCount | None:
         level, steps, threshold = layer.level, layer.steps, layer.threshold
     elif isinstance(layer, GroupFire):
         first, steps = layer.level[0], layer.levels
-        gaps = np.diff(layer.level, axis=0).reshape(steps - 1, len(first), -1)
+        gaps = np.diff(layer.level, axis=0).reshape(steps - 1, len(first), first.size // len(first))
         threshold = np.ones(len(first), np.float32) if steps == 1 else gaps[0, :, 0]
         level = first - aligned(threshold, first.ndim)
         if not (gaps == threshold[:, None]).all() or not (threshold > 0).all():

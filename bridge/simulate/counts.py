@@ -15,7 +15,7 @@ from bridge.graph import BiasOnce, GroupFire, Impulse, LayerGraph, WindowFire
 from bridge.records import Recorder, SpikeRecord, running_sum
 from bridge.simulate import reference
 from bridge.simulate.counting_form import counting_form
-from bridge.simulate.engine.engine import CountEngine
+from bridge.simulate.engine.count_engine import CountEngine
 from bridge.simulate.engine.simulation import Simulation
 from bridge.simulate.ops import evaluate, tensor
 

@@ -48,3 +48,10 @@ def checked(graph: LayerGraph, x: Tensor | NDArray[Any], what: str = "x", *, as_
                 f"values from {low:.6g} to {high:.6g}. network.pixels(x) makes pixels of the ANN's input"
             )
     return x
+
+
+def parts_of(x: Tensor, size: int, threads: int) -> list[Tensor]:
+    """`x` in parts of at most `size` images, one at least for each thread where there are as many images."""
+    if len(x) >= threads:
+        size = min(size, -(-len(x) // threads))
+    return [x[at : at + size] for at in range(0, len(x), size)] if size < len(x) else [x]

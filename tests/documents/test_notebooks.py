@@ -17,6 +17,7 @@ NEEDS = {
     "2_one_graph_every_simulator": ("spikingjelly", "snntorch", "onnxruntime", "lava"),
     "3_on_loihis_terms": ("lava",),
     "5_bring_your_own_model": ("spikingjelly",),
+    "6_equal_to_ann": ("spikingjelly", "snntorch"),
 }
 QUICKER = {
     "4_latency_against_accuracy": """
@@ -58,8 +59,8 @@ def code_cells(path: Path) -> list[dict[str, Any]]:
     return [cell for cell in cells(path) if cell["cell_type"] == "code"]
 
 
-def test_there_are_five():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
+def test_there_are_six():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5", "6"]
 
 
 @pytest.fixture(scope="module")

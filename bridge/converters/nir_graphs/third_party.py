@@ -14,7 +14,8 @@ import numpy as np
 
 from bridge._util.checks import is_real
 from bridge.converters.nir_graphs.declared import check, whole
-from bridge.converters.nir_graphs.ours import Wiring, layer_of
+from bridge.converters.nir_graphs.ours import layer_of
+from bridge.converters.nir_graphs.wiring import Wiring
 from bridge.errors import GraphError
 from bridge.graph import Affine, Array, Input, Layer, Shape
 from bridge.graph.nir_dynamics import Delay, Flatten, ForeignGraph, Neurons, Node, Passage, Scale, Threshold

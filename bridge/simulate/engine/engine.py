@@ -33,6 +33,7 @@ from bridge.simulate.engine.events import BLOCK, events
 from bridge.simulate.engine.fused_loop import count_spikes, integrate_fire, native, too_large
 from bridge.simulate.engine.kernels import Kernel, has_int8, kernel, on_device
 from bridge.simulate.engine.simulation import Simulation
+from bridge.simulate.images import parts_of
 from bridge.simulate.ops import evaluate
 
 NAME = "engine"
@@ -113,7 +114,7 @@ class Engine:
         self._slots = self._assign_slots()
         self._native = native(self.device)
         self._quiet: dict[str, Tensor] = {}
-        self._spare: list[_Buffers] = []
+        self._spare: list[Buffers] = []
         self.events = events(graph, self.limits) if self.device.type == "cpu" and not levels else None
         self._int8 = graph.integer and has_int8()
         self._neurons = graph.neurons
@@ -141,9 +142,9 @@ class Engine:
         if by_events and work <= ALONE:
             threads = 1
         size = len(x) if by_events else max(1, memory // threads // self._bytes(steps, patience))
-        parts = _parts(x, size, threads)
+        parts = parts_of(x, size, threads)
         # A thread takes its images all the way, so that none waits for another; a single part has all threads.
-        workers = _workers(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
+        workers = workers_of(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
 
         def simulate(part: Tensor) -> Simulation:
             if by_events is None:
@@ -221,7 +222,7 @@ class Engine:
     @torch.inference_mode()
     def _run(self, x: Tensor, steps: int, record: bool, patience: int | None) -> Simulation:
         values: dict[str, Tensor] = {self.graph.input.name: x.to(self.device)}
-        with _exact(self.device):
+        with no_tf32(self.device):
             for stage in self._once:
                 values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
             block = 1 if patience else min(steps, BLOCK)
@@ -236,18 +237,18 @@ class Engine:
             self._give(buffers)
         return run.result()
 
-    def _begin(self, images: int, steps: int, record: bool, values: dict[str, Tensor]) -> _Run:
-        return _Run(self.graph, images, steps, record, values)
+    def _begin(self, images: int, steps: int, record: bool, values: dict[str, Tensor]) -> Run:
+        return Run(self.graph, images, steps, record, values)
 
     def _take(
-        self, images: int, steps: int, *, kept: bool, before: _Buffers | None = None, stay: Tensor | None = None
-    ) -> _Buffers:
+        self, images: int, steps: int, *, kept: bool, before: Buffers | None = None, stay: Tensor | None = None
+    ) -> Buffers:
         """Buffers that are spare or new; with the potentials of the images that `stay` from `before`, or zeros."""
         with LOCK:
             fitting = [one for one in self._spare if one.of == (images, steps, kept)]
             if fitting:
                 self._spare.remove(fitting[0])
-        buffers = fitting[0] if fitting else _Buffers(self, images, steps, kept)
+        buffers = fitting[0] if fitting else Buffers(self, images, steps, kept)
         for name, potential in buffers.potentials.items() if kept else ():
             if before is None or stay is None:
                 potential.zero_()
@@ -255,16 +256,16 @@ class Engine:
                 potential.copy_(before.potentials[name][stay.to(potential.device)])
         return buffers
 
-    def _give(self, buffers: _Buffers) -> None:
+    def _give(self, buffers: Buffers) -> None:
         """Keep small `buffers` for the next run: to allocate them takes as long as a small network's step."""
         if buffers.size <= SPARE:
             with LOCK:
                 self._spare = [*self._spare[-3:], buffers]
 
-    def _advance(self, run: _Run, buffers: _Buffers, steps: int) -> None:
+    def _advance(self, run: Run, buffers: Buffers, steps: int) -> None:
         """Take all layers through the next `steps` steps."""
         if steps < buffers.of[1]:  # the last block is shorter
-            buffers = _Buffers(self, buffers.of[0], steps, kept=True, potentials=buffers.potentials)
+            buffers = Buffers(self, buffers.of[0], steps, kept=True, potentials=buffers.potentials)
         values, counts = dict(run.constant), dict[str, Any]()
         images = len(run.active)
         for stage in self.stages:
@@ -277,7 +278,7 @@ class Engine:
                 continue
             spikes, potential, fired = buffers.of_layer[name]
             skip = buffers.of_layer[stage.skip][0] if stage.skip else None
-            if not buffers.of[2]:
+            if not buffers.of[2] and not isinstance(stage.end, SpikeCount):
                 buffers.potentials[name].zero_()
             beyond, limit = 0, self.limits[name]
             for start, stop in parts:
@@ -346,7 +347,7 @@ class Engine:
         return quiet.expand(rows, *quiet.shape[1:])
 
 
-class _Buffers:
+class Buffers:
     """What a block of steps writes, for so many images and steps; `kept`: the potentials outlast the block."""
 
     def __init__(
@@ -375,7 +376,7 @@ class _Buffers:
         self.size = sum(one.numel() for one in shared.values()) + 4 * sum(one.numel() for one in potentials.values())
 
 
-class _Run:
+class Run:
     """How far a run has come, and what has come of it."""
 
     def __init__(self, graph: LayerGraph, images: int, steps: int, record: bool, constant: dict[str, Tensor]) -> None:
@@ -440,81 +441,6 @@ class _Run:
         return Simulation(self._outputs, dict(zip(self.graph.spiking, self._spikes, strict=True)), self._taken, record)
 
 
-class CountEngine(Engine):
-    """The engine of a counting network: one pass, whose spikes are counts."""
-
-    def count(self, x: Tensor, wanted: frozenset[str], memory: int) -> Counts:
-        """Run images `x` ``[B, *input]``, and keep the counts of the layers `wanted`."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        parts = _parts(x, max(1, memory // threads // self._bytes(1, None)), threads)
-        workers = _workers(threads, os.getpid()) if threads > 1 and len(parts) > 1 else None
-        found = [*(workers.map if workers else map)(lambda part: self._count(part, wanted), parts)]
-        return Counts(
-            np.concatenate([one.output for one in found]),
-            {name: np.concatenate([one.above[name] for one in found], axis=1) for name in self.graph.spiking},
-            {name: np.concatenate([one.of_layer[name] for one in found]) for name in wanted},
-        )
-
-    @torch.inference_mode()
-    def _count(self, x: Tensor, wanted: frozenset[str]) -> Counts:
-        values: dict[str, Tensor] = {self.graph.input.name: x.to(self.device)}
-        with _exact(self.device):
-            for stage in self._once:
-                values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
-            run = _CountRun(self.graph, len(x), values, wanted)
-            buffers = self._take(len(x), 1, kept=False)
-            self._advance(run, buffers, 1)
-            self._give(buffers)
-        return run.counts()
-
-
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """What a counting network makes of B images.
-
-    ``output`` ``[B, ...]``; by layer, ``above``: how many neurons of each image fire more than 0, 1, … times,
-    ``[levels, B]``; and ``of_layer``, the counts ``[B, *shape]`` of the layers that were wanted.
-    """
-
-    output: NDArray[np.float32]
-    above: Mapping[str, NDArray[np.int64]]
-    of_layer: Mapping[str, NDArray[np.integer]]
-
-
-class _CountRun(_Run):
-    """One pass of a counting network."""
-
-    def __init__(self, graph: LayerGraph, images: int, constant: dict[str, Tensor], wanted: frozenset[str]) -> None:
-        super().__init__(graph, images, 1, False, constant)
-        self.packed = {}
-        self._wanted = wanted
-        self._kept: dict[str, NDArray[np.integer]] = {}
-
-    def keep(self, name: str, rows: Tensor, steps: int) -> None:
-        if name in self._wanted:
-            self._kept[name] = rows.cpu().contiguous().numpy().copy()
-
-    def step(self, readout: Tensor, fired: Tensor, steps: int) -> None:
-        self._output = readout.float().cpu().numpy().copy()
-        self._above = fired.cpu().numpy()
-
-    def counts(self) -> Counts:
-        """What came of it."""
-        above = {
-            name: self._above[number, :, : layer.steps].T.copy()
-            for number, name in enumerate(self.graph.spiking)
-            if isinstance(layer := self.graph[name], SpikeCount)
-        }
-        return Counts(self._output, above, self._kept)
-
-
-def _parts(x: Tensor, size: int, threads: int) -> list[Tensor]:
-    """`x` in parts of at most `size` images, one at least for each thread where there are as many images."""
-    if len(x) >= threads:
-        size = min(size, -(-len(x) // threads))
-    return [x[at : at + size] for at in range(0, len(x), size)] if size < len(x) else [x]
-
-
 def _joined(parts: Sequence[Simulation]) -> Simulation:
     if len(parts) == 1:
         return parts[0]
@@ -550,7 +476,7 @@ def _rows(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 @cache
-def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+def workers_of(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads that each compute on one processor, for this process: a fork has none of its parent's."""
     pool, ready = ThreadPoolExecutor(threads, thread_name_prefix="engine"), threading.Barrier(threads + 1)
 
@@ -565,6 +491,6 @@ def _workers(threads: int, process: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _exact(device: torch.device) -> AbstractContextManager[None]:
+def no_tf32(device: torch.device) -> AbstractContextManager[None]:
     """No TF32, which GPUs otherwise use for convolutions."""
     return torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()

@@ -130,21 +130,23 @@ def _loop(drive, skip, potential, gain, level, threshold, spikes, counts, skips,
 def _counting_loop(drive, skip, gain, level, threshold, counts, above, skips, most):  # type: ignore[no-untyped-def]
     images, _, neurons = counts.shape
     none, one, highest = np.float32(0), np.float32(1), np.float32(most)
+    added = np.empty(BLOCK, np.float32)
     for b in range(images):
         above[b] = 0
         for start in range(0, neurons, BLOCK):
             stop = min(neurons, start + BLOCK)
-            d, n, other = drive[b, 0, start:stop], counts[b, 0, start:stop], skip[b, 0, start:stop]
-            lev, height, g = level[start:stop], threshold[start:stop], gain[start:stop]
-            for i in range(stop - start):
+            d, n = drive[b, 0, start:stop], counts[b, 0, start:stop]
+            lev, height = level[start:stop], threshold[start:stop]
+            if skips:
+                other, g = skip[b, 0, start:stop], gain[start:stop]
+                for i in range(stop - start):
+                    added[i] = d[i] + g[i] * np.float32(other[i])
+                d = added[: stop - start]
+            for i in range(stop - start):  # no branch in it, so that it is done for many neurons at once
                 u, h, low = d[i], height[i], lev[i]
-                if skips:
-                    u += g[i] * np.float32(other[i])
                 times = min(max(np.floor((u - h - low) / h) + one, none), highest)
-                down = (times > none) & (u - times * h < low)  # the quotient may have been rounded up
-                times -= one if down else none
-                up = (times < highest) & (u - (times + one) * h >= low)
-                times += one if up else none
+                times -= np.float32((times > none) & (u - times * h < low))  # the quotient may have been rounded up
+                times += np.float32((times < highest) & (u - (times + one) * h >= low))
                 n[i] = np.int32(times)
             for k in range(most):
                 count = 0
