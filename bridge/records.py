@@ -78,7 +78,8 @@ class SpikeRecord:
         shape = self._shape(layer)
         count = np.zeros((self.images, math.prod(shape)), np.float32)  # float32 holds them all
         for t, bits in enumerate(self.packed[layer], 1):
-            count += np.unpackbits(bits, axis=-1, count=count.shape[1])
+            if bits.any():  # most steps of a staged network are outside the layer's window
+                count += np.unpackbits(bits, axis=-1, count=count.shape[1])
             yield (count / np.float32(t)).reshape(-1, *shape)
 
     def _shape(self, layer: str) -> Shape:

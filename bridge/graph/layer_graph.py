@@ -99,9 +99,9 @@ class LayerGraph:
         return sum(math.prod(self.shapes[name]) for name in self.spiking)
 
     def activation_shape(self, name: str) -> Shape:
-        """Of the ANN's activation that the spiking layer `name` stands for: without the levels of a group."""
+        """Of the ANN's activation that the layer `name` stands for: without the levels of groups."""
         shape = self.shapes[name]
-        return shape[1:] if isinstance(self[name], GroupFire) else shape
+        return shape[1:] if isinstance(self[name], GroupFire | EachLevel) else shape
 
     @cached_property
     def constant(self) -> frozenset[str]:

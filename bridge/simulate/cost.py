@@ -146,7 +146,10 @@ def fired_by(graph: LayerGraph, record: SpikeRecord) -> Mapping[str, Counts]:
         values = {}
         for name in graph.spiking:
             shape = graph.shapes[name]
-            bits = np.unpackbits(record.packed[name][t], axis=-1, count=math.prod(shape)).reshape(-1, *shape)
+            packed = record.packed[name][t]
+            if not pools and not packed.any():
+                continue
+            bits = np.unpackbits(packed, axis=-1, count=math.prod(shape)).reshape(-1, *shape)
             total[name] += bits.sum(axis=0, dtype=np.int64)
             values[name] = bits
         trains = {name: tensor(bits) for name, bits in values.items()} if pools else {}

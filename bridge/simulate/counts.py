@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bridge._util.progress import progress
 from bridge.graph import BiasOnce, GroupFire, Impulse, LayerGraph, WindowFire
-from bridge.records import Recorder, SpikeRecord, running_sum
+from bridge.records import SpikeRecord, running_sum
 from bridge.simulate import reference
 from bridge.simulate.counting_form import counting_form
 from bridge.simulate.engine.count_engine import CountEngine
@@ -65,12 +66,9 @@ class CountSimulator:
         readout = self._readouts(x, found.of_layer, steps) if graph.staged else np.stack([found.output] * steps)
         kept = None
         if record:
-            recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking}, summed=graph.staged)
-            for t in range(steps):
-                for name in graph.spiking:
-                    recorder.spikes(name, _fired(graph, name, found.of_layer[name], t))
-                recorder.readout(readout[t])
-            kept = recorder.finish()
+            shapes = {name: graph.shapes[name] for name in graph.spiking}
+            packed = {name: _trains(graph, name, found.of_layer[name], steps) for name in shapes}
+            kept = SpikeRecord(NAME, shapes, packed, readout, summed=graph.staged)
         spikes = {name: _over_time(graph, name, above, steps) for name, above in found.above.items()}
         outputs = running_sum(readout) if graph.staged else readout
         return Simulation(outputs=outputs, spikes=spikes, steps=np.full(len(x), steps), record=kept)
@@ -118,6 +116,16 @@ def _fired(graph: LayerGraph, name: str, counts: NDArray[np.integer], t: int) ->
     if layer.opens <= t < layer.opens + layer.steps:
         return counts > t - layer.opens
     return np.zeros(counts.shape, bool)
+
+
+def _trains(graph: LayerGraph, name: str, counts: NDArray[np.integer], steps: int) -> NDArray[np.uint8]:
+    """The spikes of the layer `name` as a record holds them, ``[T, B, bytes]``."""
+    layer, size = graph[name], math.prod(graph.shapes[name])
+    packed = np.zeros((steps, len(counts), (size + 7) // 8), np.uint8)
+    busy = range(layer.opens, min(steps, layer.opens + layer.steps)) if isinstance(layer, WindowFire) else range(steps)
+    for t in busy:
+        packed[t] = np.packbits(_fired(graph, name, counts, t).reshape(len(counts), -1), axis=-1)
+    return packed
 
 
 def _over_time(graph: LayerGraph, name: str, above: NDArray[np.int64], steps: int) -> NDArray[np.int64]:

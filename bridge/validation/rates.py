@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -33,6 +34,11 @@ def _counted(running: Iterable[NDArray[np.float32]], steps: int) -> Iterator[NDA
 
 def counts(graph: LayerGraph, record: SpikeRecord, name: str) -> NDArray[np.int64]:
     """How often each neuron of the layer `name` of a staged or grouped network fires for an image, ``[B, *shape]``."""
-    spikes = record.spikes(name)
-    result: NDArray[np.int64] = spikes[-1].sum(axis=1) if isinstance(graph[name], GroupFire) else spikes.sum(axis=0)
-    return result
+    shape = record.shapes[name]
+    grouped = isinstance(graph[name], GroupFire)
+    total = np.zeros((record.images, math.prod(shape)), np.int64)
+    for bits in record.packed[name][-1:] if grouped else record.packed[name]:
+        if bits.any():  # most steps are outside the layer's window
+            total += np.unpackbits(bits, axis=-1, count=total.shape[1])
+    result = total.reshape(-1, *shape)
+    return result.sum(axis=1) if grouped else result

@@ -229,9 +229,13 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
 
 
 def _in_integers(graph: nir.NIRGraph) -> bool:
-    """Whether every threshold of `graph` is a whole number, as of a network in integers."""
-    levels = [np.asarray(node.threshold) for node in graph.nodes.values() if isinstance(node, nir.Threshold)]
-    return all(level.dtype.kind in "fiu" and bool((level == np.rint(level)).all()) for level in levels)
+    """Whether all parameters of `graph` are whole numbers, as of a network in integers: thresholds first, which tell."""
+    for key in ("threshold", "scale", "bias", "weight"):
+        for node in graph.nodes.values():
+            value = np.asarray(getattr(node, key, 0.0))
+            if value.dtype.kind not in "biuf" or not (value == np.rint(value)).all():
+                return False
+    return True
 
 
 def _check_declared(graph: nir.NIRGraph, layers: LayerGraph, output: str) -> None:
