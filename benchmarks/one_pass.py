@@ -69,7 +69,7 @@ def _channels_last(name: str) -> torch.nn.Module:
 
 @torch.no_grad()
 def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """By contender, the median of its seconds, and of how many passes of the ANN it takes: the faster one of a round."""
+    """By contender, the median of its seconds, and of how many passes of the ANN (the faster of both) it takes."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():

@@ -483,6 +483,8 @@ def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignN
     graph = files.read(path)
     try:
         layers = ours.from_nir(graph)
+    except ours.RuleError as refused:
+        raise GraphError(f"{path}: {refused}") from refused
     except GraphError as refused:
         try:
             return ForeignNetwork(graph, dt)

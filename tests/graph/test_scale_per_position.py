@@ -37,7 +37,6 @@ from bridge.graph import (
     SumPool2d,
 )
 from bridge.graph.ranges import ranges
-from bridge.simulate.connections import connections
 from bridge.nir_graph import from_nir, read, to_nir
 from bridge.passes.calibration.gradient import refine
 from bridge.passes.calibration.layerwise import calibrate
@@ -45,6 +44,7 @@ from bridge.passes.fold_batch_norm import fold_batch_norm
 from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.to_float32 import to_float32
 from bridge.simulate.ann import activations
+from bridge.simulate.connections import connections
 from bridge.simulate.engine import engine, kernels
 from bridge.simulate.engine import fused_loop as fire
 from bridge.simulate.engine.engine import Engine

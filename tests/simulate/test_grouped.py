@@ -1,4 +1,7 @@
-"""A grouped network's groups say its ANN's activations in one step: trains, files, names, and what knows NIR alone."""
+"""A grouped network's groups say its ANN's activations in one step: trains, files, names, and what knows NIR alone.
+
+One file, though long: each kind of block is drawn for all of the tests that follow.
+"""
 
 from __future__ import annotations
 
@@ -741,7 +744,6 @@ def test_whole_thresholds_alone_make_no_integer_network(fraction):
     np.testing.assert_array_equal(network.run(x).readout, nir_primitives.run(graph, x, 1)["output"])
 
 
-@pytest.mark.xfail(strict=True, reason="from_nir takes averages for whole numbers if all parameters are")
 def test_an_average_makes_no_integer_network():
     nodes = {
         "input": nir.Input(input_type={"input": np.array([1, 2, 2])}),

@@ -54,7 +54,6 @@ def test_six_hundred_steps_a_layer(monkeypatch):
     assert list(equality.windows.values()) == [[1, STEPS], [STEPS, 2 * STEPS - 1]]
 
 
-@pytest.mark.xfail(strict=True, reason="where one layer counts beyond a byte, int8 kernels get int32 from all layers")
 @pytest.mark.parametrize("schedule", ["staged", "grouped"])
 def test_six_hundred_levels_beside_a_few_in_integers(schedule):
     """8-bit weights read counts that a byte holds, and counts that none does; n = (2d + θ) // 2θ within 0…T."""

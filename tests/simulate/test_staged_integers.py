@@ -2,6 +2,8 @@
 
 The oracle reads the weights and thresholds of the integer ANN and computes with them in int64 by itself; the files are
 run by an interpreter in int64 that knows NIR's primitives alone.
+
+One file, though long: oracle, interpreter and the faults that they have to find are read together.
 """
 
 from __future__ import annotations
@@ -625,7 +627,6 @@ def test_up_to_the_bound_and_no_further(name, tmp_path):
     assert 0 < fired.mean() < 1
 
 
-@pytest.mark.xfail(strict=True, reason="bridge.load takes what from_nir refuses for another tool's network")
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_file_beyond_the_bound_is_refused_by_name(name, tmp_path):
     """And not taken for another tool's, which would be run in floating point."""

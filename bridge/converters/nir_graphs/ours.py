@@ -74,6 +74,10 @@ HARD_RESET = (
 )
 
 
+class RuleError(GraphError):
+    """A graph is made of this package's neurons, and breaks one of their rules: it is no other tool's."""
+
+
 def to_nir(graph: LayerGraph, neuron: str = "exact") -> nir.NIRGraph:
     """The spiking `graph` in NIR. Layer names become node names; parameters are float32.
 
@@ -210,15 +214,12 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     output = _sum(wiring.output, wiring.before[wiring.output], layers)
     order = _ordered({name: layer.inputs for name, layer in layers.items()}, output)
     result = LayerGraph(tuple(layers[name] for name in order))
-    staged.check_windows(result)
-    _check_declared(graph, result, wiring.output)
-    if result.integer:
-        for name, bounds in ranges(result).items():
-            largest = float(bounds.partial.max())
-            result[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
-        for name, reach in potentials(result).items():
-            most = float(reach.max())
-            result[name].expect(most <= EXACT, "a potential up to 2^24, exact in float32", most)
+    try:
+        staged.check_windows(result)
+        _check_declared(graph, result, wiring.output)
+        _check_bounds(result)
+    except GraphError as error:
+        raise RuleError(str(error)) from error
     plain = [name for name in result.spiking if name not in found.layers]
     if plain and len(plain) < len(result.spiking):
         other = next(name for name in result.spiking if name not in plain)
@@ -228,8 +229,22 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
     return result.rewrite({name: [_with_level(result, name, graph.nodes[name])] for name in plain})
 
 
+def _check_bounds(graph: LayerGraph) -> None:
+    """Raise `GraphError`, naming the layer, if a network in integers can reach sums that float32 does not hold."""
+    if not graph.integer:
+        return
+    for name, bounds in ranges(graph).items():
+        largest = float(bounds.partial.max())
+        graph[name].expect(largest <= EXACT, "whole numbers with sums up to 2^24, exact in float32", largest)
+    for name, reach in potentials(graph).items():
+        most = float(reach.max())
+        graph[name].expect(most <= EXACT, "a potential up to 2^24, exact in float32", most)
+
+
 def _in_integers(graph: nir.NIRGraph) -> bool:
-    """Whether all parameters of `graph` are whole numbers, as of a network in integers: thresholds first, which tell."""
+    """Whether `graph` computes whole numbers only: all its parameters are some, and nothing is averaged."""
+    if any(isinstance(node, nir.AvgPool2d) for node in graph.nodes.values()):
+        return False
     for key in ("threshold", "scale", "bias", "weight"):
         for node in graph.nodes.values():
             value = np.asarray(getattr(node, key, 0.0))

@@ -198,7 +198,8 @@ class _Plan:
             if (fitting * FACTORS[-1] < self.step).any():
                 raise ConversionError(
                     f"layer {member.layer.name!r}: for a weight of {largest.max():.4g} thresholds to fit the largest "
-                    f"whole weight, {member.largest}, the threshold would be below 2; is a λ far too small?"
+                    f"whole weight, {member.largest}, the threshold would be below {self.step:.0f}; "
+                    "is a λ far too small?"
                 )
         fitting = np.where(np.isfinite(fitting), fitting, UNIT)  # a channel without weights
         if self.pixels_only and not self.counting and (fitting > 8 * UNIT * self.even).all():

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge.graph import Add, Affine, Input, IntegrateFire, Layer, LayerGraph, Scale, SpikeCount, spread
-from bridge.graph.ranges import EXACT, ranges, small
+from bridge.graph.ranges import EXACT, LARGEST_PIXEL, ranges, small
 from bridge.records import SpikeRecord
 from bridge.simulate.engine.events import BLOCK, events
 from bridge.simulate.engine.fused_loop import count_spikes, integrate_fire, native, too_large
@@ -96,7 +96,8 @@ class Engine:
         self.kernels: dict[str, Kernel] = {}
         for layer in graph.layers[1:]:
             of_small = all(spikes_only.get(source, False) for source in layer.inputs)
-            spikes_only[layer.name] = small(layer, of_small, bounds[layer.name] if bounds else None)
+            in_bytes = small(layer, of_small, bounds[layer.name] if bounds else None)
+            spikes_only[layer.name] = in_bytes and self.levels <= LARGEST_PIXEL
             if self.device.type != "cpu":
                 self.kernels[layer.name] = on_device(layer, self.device)
             elif not isinstance(layer, IntegrateFire):
