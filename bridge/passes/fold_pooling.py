@@ -6,23 +6,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from bridge.graph import Array, Conv2d, Flatten, Layer, LayerGraph, Linear, Shape, SumPool2d
+from bridge.graph import Affine, Array, Conv2d, Flatten, Layer, LayerGraph, Linear, Shape, SumPool2d
 
 
-def fold_pooling(graph: LayerGraph) -> LayerGraph:
+def fold_pooling(graph: LayerGraph, largest: float = np.inf) -> LayerGraph:
     """Fold every `SumPool2d` whose readers are all affine into those: a weight on a sum is one on each of its terms.
+
+    Windows that overlap add up weights: a pool stays where that would make one larger than `largest`.
 
     A `Linear`, read through a `Flatten`, takes any pool in. A `Conv2d` takes one in if its own zero padding then still
     stands for zeros only; the kernel grows to all that the windows under it cover. Every other pool stays.
     """
     for pool in reversed(graph.layers):  # the last of several in a row first
         if isinstance(pool, SumPool2d):
-            graph = _folded(graph, pool)
+            graph = _folded(graph, pool, largest)
     return graph
 
 
-def _folded(graph: LayerGraph, pool: SumPool2d) -> LayerGraph:
-    """`graph` without `pool`, or as it is if one of the readers cannot take it in."""
+def _folded(graph: LayerGraph, pool: SumPool2d, largest: float) -> LayerGraph:
+    """`graph` without `pool`, or as it is if one of the readers cannot take it in with weights up to `largest`."""
     shape = graph.shapes[pool.inputs[0]]
     readers = [
         further
@@ -32,13 +34,13 @@ def _folded(graph: LayerGraph, pool: SumPool2d) -> LayerGraph:
     changed: dict[str, list[Layer]] = {pool.name: []}
     for reader in readers:
         taken = _take_in(reader, pool, shape)
-        if taken is None:
+        if taken is None or np.abs(taken.weight).max() > largest:
             return graph
         changed[reader.name] = [taken]
     return graph.rewrite(changed) if readers else graph
 
 
-def _take_in(reader: Layer, pool: SumPool2d, shape: Shape) -> Layer | None:
+def _take_in(reader: Layer, pool: SumPool2d, shape: Shape) -> Affine | None:
     """What `reader` becomes when it reads the input of `pool`, of `shape` ``[C, H, W]``; None if it cannot."""
     if isinstance(reader, Linear):
         weight = reader.weight.reshape(-1, *pool.output_shape(shape))

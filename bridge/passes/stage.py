@@ -11,6 +11,7 @@ from bridge.graph import (
     Affine,
     BiasOnce,
     Impulse,
+    IntegrateFire,
     Layer,
     LayerGraph,
     MaxPool,
@@ -70,10 +71,10 @@ def stage(counting: LayerGraph) -> LayerGraph:
 
 @torch.inference_mode()
 def at_rest(graph: LayerGraph) -> dict[str, np.ndarray]:
-    """What each layer of a counting network gives for a zero image and no spikes, in float64."""
+    """What each layer of a plain or counting network gives for a zero image and no spikes, in float64."""
     values: dict[str, torch.Tensor] = {}
     for layer in graph:
-        if not layer.inputs or isinstance(layer, SpikeCount):
+        if not layer.inputs or isinstance(layer, IntegrateFire):
             values[layer.name] = torch.zeros(1, *graph.shapes[layer.name], dtype=torch.float64)
         else:
             values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))

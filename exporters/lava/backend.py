@@ -167,7 +167,7 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
     if fixed is None:
         return LavaNetwork(graph, Parts())
     parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, fixed=True)
-    network = LavaNetwork(fold_pooling(graph), parts)
+    network = LavaNetwork(fold_pooling(graph, bounds.LARGEST_MANTISSA), parts)
     bounds.check_network(network)
     return network
 

@@ -20,7 +20,7 @@ from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
-from exporters.lava.bounds import check_counting, check_network, check_pixels, largest_potential
+from exporters.lava.bounds import LARGEST_MANTISSA, check_counting, check_network, check_pixels, largest_potential
 from exporters.lava.plan import LavaPlan, Parts
 
 
@@ -54,7 +54,7 @@ class LavaTwin:
         if layers.latency is not None:
             check_counting(layers)
             return TwinNetwork(layers, CountSimulator(layers, torch.device("cpu")))
-        plan = LavaPlan(fold_pooling(layers), Parts(synapses="torch", fixed=True))
+        plan = LavaPlan(fold_pooling(layers, LARGEST_MANTISSA), Parts(synapses="torch", fixed=True))
         check_network(plan)
         neurons = [layer for layer in plan.graph if isinstance(layer, IntegrateFire)]
         limits = {layer.name: float(largest_potential(plan, layer)) for layer in neurons}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from bridge._util.progress import progress
-from bridge.errors import InputError
+from bridge.errors import ConversionError, InputError
 from bridge.graph import LayerGraph
+from bridge.graph.loihi_registers import WEIGHT_BITS
 from bridge.graph.pixel_grid import PixelGrid, fitted, normalised
 from bridge.passes.quantization.on_pixels import ann_on_pixels, on_pixels
 from bridge.passes.quantization.quantize import quantize
@@ -47,15 +48,31 @@ def integer_network(
 
     Raises:
         InputError: `normalisation` does not fit.
-        ConversionError: a layer cannot meet a bound; the message names it, with the numbers.
+        ConversionError: a layer cannot meet a bound; the message names it, with the numbers, and up to 8 bits a number
+            of bits that works, if one does.
     """
     grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
     batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
-    quantized = quantize(
-        on_pixels(graph, grid),
-        progress(batches, "calibrating"),
-        int(weight_bits),
-        per_channel=scheme == "per_channel",
-        steps=steps,
-    )
+
+    def in_bits(bits: int, title: str) -> LayerGraph:
+        shown = progress(batches, title)
+        return quantize(on_pixels(graph, grid), shown, bits, per_channel=scheme == "per_channel", steps=steps)
+
+    try:
+        quantized = in_bits(int(weight_bits), "calibrating")
+    except ConversionError as error:
+        if weight_bits > WEIGHT_BITS:
+            raise
+        others = [bits for bits in range(WEIGHT_BITS, 3, -1) if bits != weight_bits]
+        working = next((bits for bits in others if _works(in_bits, bits)), None)
+        remedy = f"weight_bits={working} works" if working else f"no number of bits from 4 to {WEIGHT_BITS} works"
+        raise ConversionError(f"{error}. With this network and these images, {remedy}") from error
     return to_float32(quantized), ann_on_pixels(ann, grid) if ann else None, grid
+
+
+def _works(in_bits: Callable[[int, str], LayerGraph], bits: int) -> bool:
+    try:
+        in_bits(bits, f"trying {bits} bits")
+    except ConversionError:
+        return False
+    return True

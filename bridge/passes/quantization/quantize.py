@@ -96,7 +96,7 @@ def quantize(
     plans = [_Plan(graph, group, per_channel, statistics) for group in groups]
     for _ in range(ROUNDS):
         result = _rounded(graph, known, plans, statistics, weight_bits)
-        most, quiet = ranges(result), ranges(result, spike=0)
+        most, quiet = ranges(result), at_rest(result)
         reach = _without_biases(result)
         changed: set[str] = set()
         problems: list[tuple[_Plan, ConversionError]] = []
@@ -222,13 +222,13 @@ class _Plan:
         self,
         graph: LayerGraph,
         most: Mapping[str, Range],
-        quiet: Mapping[str, Range],
+        quiet: Mapping[str, Floats],
         reach: Mapping[str, Floats],
         weight_bits: int,
     ) -> bool:
         """Lower σ where a layer of the whole-number `graph` is out of bounds; say whether that was needed.
 
-        `reach` is `_without_biases`.
+        `quiet` is what each layer gives without an image or a spike, `reach` is `_without_biases`.
 
         Raises `ConversionError` if it cannot be lowered any further.
         """
@@ -245,10 +245,12 @@ class _Plan:
             if graph.output.name in self.group.gains:
                 bounds.append((graph.output.name, "the readout's input", most[graph.output.name].size, LARGEST_INPUT))
             for neuron in () if self.pixels_only else self.group.neurons:
-                bias = quiet[neuron.inputs[0]].size
-                if bias.max() > LARGEST_BIAS_MANTISSA and not _hears_pixels(graph, neuron.inputs[0]):
+                bias = quiet[neuron.inputs[0]]
+                if np.abs(bias).max() > LARGEST_BIAS_MANTISSA and not _hears_pixels(graph, neuron.inputs[0]):
                     coarse, self.bias_step = self.bias_step, 2
-                    bounds.append((neuron.name, "a bias", bias, 2 * LARGEST_BIAS_MANTISSA))
+                    even = not (bias % 2).any()  # what affine layers in a row come to need not be, if each bias is
+                    limit = (2 if even else 1) * LARGEST_BIAS_MANTISSA
+                    bounds.append((neuron.name, "a bias", np.abs(bias), limit))
                     if coarse == 1:
                         self.stuck = False
                         return True
@@ -260,9 +262,11 @@ class _Plan:
             lowered = np.minimum(scale, self.step * np.floor(allowed / self.step) if self.step else allowed)
             if (lowered < self.step).any():
                 worst = float(value.max())
+                fewer = weight_bits > WEIGHT_BITS
+                remedy = "fewer weight bits" if fewer else "more than 8 where Loihi's registers do not matter"
                 raise ConversionError(
                     f"layer {name!r}: {what} reaches {worst:.0f}, the limit is {limit}, and its threshold cannot be "
-                    "lowered to meet it; use fewer weight bits, or more than 8 where Loihi's registers do not matter"
+                    f"lowered to meet it; use {remedy}"
                 )
             scale = lowered
         changed = bool((scale != self.scale).any())
