@@ -111,17 +111,39 @@ def _small_sum(layer: SumPool2d) -> Kernel:
 
 
 def _small_maximum(layer: MaxPool) -> Kernel:
-    """The maximum of counts in uint8. A minimum is the maximum of what is missing to 255, where padding is 0."""
+    """The maximum of counts in uint8, of as many shifted maps as a window has places; torch's takes small maps only.
+
+    A minimum is the maximum of what is missing to 255. Padding is 0 in both.
+    """
     one = len(layer.kernel) == 1  # in one dimension, a map of one row
     kernel, stride, dilation = ((1, *size) if one else size for size in (layer.kernel, layer.stride, layer.dilation))
-    padding = (0, *layer.padding) if one else layer.padding
+    before = (0, *layer.padding) if one else layer.padding
     turned = None if layer.minimum is None else torch.from_numpy(layer.minimum).reshape(1, -1, 1, 1)
 
     def run(x: Tensor) -> Tensor:
+        rows, columns = (1, *layer.output_shape(tuple(x.shape[1:]))[1:])[-2:]
         maps = x.unsqueeze(2) if one else x
         if turned is not None:
             maps = torch.where(turned, 255 - maps, maps)
-        found: Tensor = F.max_pool2d(maps, kernel, stride, padding, dilation, layer.ceil)
+        ends = [
+            (n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip((rows, columns), stride, dilation, kernel, strict=True)
+        ]
+        down, right = (max(0, end - size - pad) for end, size, pad in zip(ends, maps.shape[2:], before, strict=True))
+        if any((*before, down, right)):
+            maps = F.pad(maps, (before[1], right, before[0], down))
+        places = [
+            maps[
+                :,
+                :,
+                i * dilation[0] : i * dilation[0] + stride[0] * (rows - 1) + 1 : stride[0],
+                j * dilation[1] : j * dilation[1] + stride[1] * (columns - 1) + 1 : stride[1],
+            ]
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ]
+        found = places[0].clone(memory_format=torch.channels_last)
+        for place in places[1:]:
+            torch.maximum(found, place, out=found)
         if turned is not None:
             found = torch.where(turned, 255 - found, found)
         return found.squeeze(2) if one else found
