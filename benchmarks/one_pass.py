@@ -2,7 +2,7 @@
 
     python benchmarks/one_pass.py
 
-In each round every contender is timed once, one after the other; ratios are taken within a round, and their medians
+In each round every contender is timed, one after the other; ratios are taken within a round, and their medians
 reported. 32 images, all threads. SpikingJelly runs the plain network at T = 8.
 """
 
@@ -27,6 +27,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 MARK = "<!-- one pass -->"
 NAMES = ("resnet20", "vgg16")
 STEPS, BATCH, ROUNDS, REST = 8, 32, 7, 0.1
+LEAST = 0.2
+"""Seconds that a contender is timed for in a round, as often as it then runs: clocks and caches are noisy."""
 
 
 def contenders(name: str) -> dict[str, Callable[[], Any]]:
@@ -71,13 +73,18 @@ def _channels_last(name: str) -> torch.nn.Module:
 def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
     """By contender, the median of its seconds, and of how many passes of the ANN (the faster of both) it takes."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    times = dict.fromkeys(runs, 1)
+    for number in range(rounds + 2):
         for name, run in runs.items():
             time.sleep(REST)
             start = time.perf_counter()
-            run()
-            if number:  # the first round is for warming up
-                seconds[name].append(time.perf_counter() - start)
+            for _ in range(times[name]):
+                run()
+            taken = time.perf_counter() - start
+            if number == 1:  # the first round is for warming up, the second tells how often to run
+                times[name] = max(1, round(LEAST / taken))
+            elif number > 1:
+                seconds[name].append(taken / times[name])
     passes = [min(pair) for pair in zip(seconds["ANN, float32"], seconds["ANN, float32, channels last"], strict=True)]
     return {
         name: {
