@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def contenders(name: str) -> dict[str, Callable[[], Any]]:
         network = bridge.convert(model, x, schedule=schedule, steps=STEPS)
         whole = network.quantize(8, subject.images)
         pixels = whole.pixels(x)
-        runs[f"{schedule}, float32"] = lambda network=network: network.simulate(x)
-        runs[f"{schedule}, int8"] = lambda whole=whole, pixels=pixels: whole.simulate(pixels)
+        runs[f"{schedule}, float32"] = partial(network.simulate, x)
+        runs[f"{schedule}, int8"] = partial(whole.simulate, pixels)
     plain = subject.floating
     runs[f"plain, T = {STEPS}, float32"] = lambda: plain.simulate(x, STEPS)
     runs[f"plain, T = {STEPS}, int8"] = lambda: subject.whole.simulate(subject.pixels[:BATCH], STEPS)
@@ -66,7 +67,8 @@ def contenders(name: str) -> dict[str, Callable[[], Any]]:
 
 
 def _channels_last(name: str) -> torch.nn.Module:
-    return networks(SUBJECTS[name], BATCH).model.to(memory_format=torch.channels_last)
+    model = networks(SUBJECTS[name], BATCH).model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @torch.no_grad()
