@@ -144,7 +144,7 @@ if __name__ == "__main__":
 def reduce(
     network: SpikingNetwork,
     x: Tensor | NDArray[Any],
-    steps: int,
+    steps: int | None,
     backend: str | Backend,
     out: str | Path | None = None,
 ) -> Reduction:
@@ -158,7 +158,7 @@ def reduce(
     Args:
         network: the network.
         x: images ``[B, *input]``, float; pixels if the network is in whole numbers. Run in batches, each by itself.
-        steps: T, at least 1. No run is longer.
+        steps: T, at least 1. No run is longer. None is the latency of a staged or grouped network.
         backend: the name of a backend, or a `exporters.base.Backend`.
         out: a folder for `Reduction.save`; None: nothing is written.
 
@@ -168,7 +168,7 @@ def reduce(
         GraphError: the backend cannot run the network.
         ValidationError: its record does not fit the network.
     """
-    images, steps = checked(network.graph, x), positive(steps, "steps")
+    images, steps = checked(network.graph, x), positive(network.latency if steps is None else steps, "steps")
     backend = registry.usable(backend)
     size = batch_size(network.graph, steps)
     for start in progress(range(0, len(images), size), f"reducing: looking where {backend.name} differs"):
