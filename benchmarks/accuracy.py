@@ -263,10 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in measured(subject, chosen.steps, chosen.compare, result["rows"]):
             result["rows"].append(row)
             print(row, flush=True)
-            with replacing(chosen.out) as temporary:
-                temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    with replacing(chosen.page) as temporary:
-        temporary.write_text(page(results), encoding="utf-8")
+            with replacing(chosen.out) as file:
+                file.write((json.dumps(results, indent=1) + "\n").encode())
+    with replacing(chosen.page) as file:
+        file.write((page(results)).encode())
 
 
 if __name__ == "__main__":

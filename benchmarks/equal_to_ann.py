@@ -174,14 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = _saved(chosen.out)  # another run may have written in the meantime
         results.setdefault(chosen.name, {}).update(new)
         results["made"] = {name: value for name, value in environment().items() if name != "command"}
-        with replacing(chosen.out) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with replacing(chosen.out) as file:
+            file.write((json.dumps(results, indent=1) + "\n").encode())
     text = chosen.page.read_text(encoding="utf-8")
     before, _, rest = text.partition(MARK)
     after = rest.partition(MARK)[2]
     body = table(_saved(chosen.out), _saved(DOCS / "results" / "accuracy.json"))
-    with replacing(chosen.page) as temporary:
-        temporary.write_text(f"{before}{MARK}\n{body}\n{MARK}{after}", encoding="utf-8")
+    with replacing(chosen.page) as file:
+        file.write((f"{before}{MARK}\n{body}\n{MARK}{after}").encode())
 
 
 def _saved(path: Path) -> dict[str, Any]:

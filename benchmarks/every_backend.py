@@ -126,12 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             old = results.get(name, {})
             results[name] = {kind: {**old.get(kind, {}), **new[kind]} for kind in new}
             results["made"] = {name: value for name, value in environment().items() if name != "command"}
-            with replacing(chosen.out) as temporary:
-                temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            with replacing(chosen.out) as file:
+                file.write((json.dumps(results, indent=1) + "\n").encode())
     for path in chosen.pages:
         text = replaced(path.read_text(encoding="utf-8"), table(results))
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with replacing(path) as file:
+            file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -119,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     results: dict[str, Any] = {name: timed(contenders(name), chosen.rounds) for name in chosen.networks}
     made = {name: value for name, value in environment().items() if name != "command"}
-    with replacing(chosen.out) as temporary:
-        temporary.write_text(json.dumps({**results, "made": made}, indent=1) + "\n", encoding="utf-8")
+    with replacing(chosen.out) as file:
+        file.write((json.dumps({**results, "made": made}, indent=1) + "\n").encode())
     text = chosen.page.read_text(encoding="utf-8")
     before, _, rest = text.partition(MARK)
     after = rest.partition(MARK)[2]
-    with replacing(chosen.page) as temporary:
-        temporary.write_text(f"{before}{MARK}\n{table(results)}\n{MARK}{after}", encoding="utf-8")
+    with replacing(chosen.page) as file:
+        file.write((f"{before}{MARK}\n{table(results)}\n{MARK}{after}").encode())
 
 
 if __name__ == "__main__":

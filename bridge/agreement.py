@@ -216,8 +216,8 @@ class Agreement:
 
     def save(self, path: str | Path) -> None:
         """Write the agreement as JSON, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with replacing(path) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> Agreement:

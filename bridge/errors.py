@@ -17,6 +17,10 @@ class InputError(BridgeError, ValueError):
     """The data handed in does not fit the network: wrong shape, NaN, no images, too few steps."""
 
 
+class FileError(InputError):
+    """The system does not let a file be written: no space, no permission, a name too long. Exit status 3."""
+
+
 class UnknownLayerError(InputError, KeyError):
     """No layer has that name; the message lists those there are."""
 

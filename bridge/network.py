@@ -142,8 +142,8 @@ class SpikingNetwork:
     ) -> None:
         """Write `to_nir`, whose arguments these are, to a ``.nir`` file, whole or not at all, for `bridge.load`."""
         graph = self.to_nir(neuron, measured_on=measured_on)
-        with replacing(path) as temporary:
-            nir.write(temporary, graph)
+        with replacing(path) as file:
+            nir.write(file, graph)  # in memory: HDF5 ends the whole process when a disk is full
 
     @neutral()
     def cost(self, record: SpikeRecord | None = None, *, steps: int | None = None) -> Cost:

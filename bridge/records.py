@@ -139,7 +139,7 @@ class SpikeRecord:
             arrays[f"spikes.{number}"] = self.packed[name]
             if name in self.membranes:
                 arrays[f"membranes.{number}"] = self.membranes[name]
-        with replacing(path) as temporary, temporary.open("wb") as file:  # given a path, savez would add a suffix
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @staticmethod

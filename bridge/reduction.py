@@ -87,10 +87,10 @@ class Reduction:
         """
         folder = Path(folder)
         self.network.save(folder / "network.nir")
-        with replacing(folder / "images.npy") as temporary:
-            np.save(temporary, self.images)
-        with replacing(folder / "reproduce.py") as temporary:
-            temporary.write_text(SCRIPT.format(backend=self.backend, steps=self.steps), encoding="utf-8")
+        with replacing(folder / "images.npy") as file:
+            np.save(file, self.images)
+        with replacing(folder / "reproduce.py") as file:
+            file.write(SCRIPT.format(backend=self.backend, steps=self.steps).encode())
 
 
 SCRIPT = '''\

@@ -1,6 +1,7 @@
 """The command ``qcfs-bridge``.
 
-Exit status: 0, done and agreed; 1, something disagrees; 2, bad input, with a message that says what to do.
+Exit status: 0, done and agreed; 1, something disagrees; 2, bad input, with a message that says what to do; 3, a file
+cannot be written: no space, no permission.
 """
 
 from __future__ import annotations
@@ -275,14 +276,14 @@ def _steps(network: SpikingNetwork, steps: int | None) -> int:
 
 @contextmanager
 def _bad_input() -> Iterator[None]:
-    """Turn an error that a user can mend into its message and exit status 2."""
-    from bridge.errors import BridgeError
+    """Turn an error that a user can mend into its message and exit status 2; 3 if the machine refuses to write."""
+    from bridge.errors import BridgeError, FileError
 
     try:
         yield
     except BridgeError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+        raise typer.Exit(3 if isinstance(error, FileError) else 2) from error
 
 
 def _network(source: str, images: Tensor | None, schedule: str = "plain", steps: int | None = None) -> SpikingNetwork:

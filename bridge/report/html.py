@@ -40,8 +40,8 @@ def write(agreement: Agreement, path: str | Path) -> None:
         schedule=agreement.schedule,
         cost_names=COSTS,
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page.encode())
 
 
 def _finite(value: Any) -> Any:

@@ -47,5 +47,5 @@ def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or None)

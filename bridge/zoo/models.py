@@ -69,8 +69,8 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> N
         name: value.detach().cpu().contiguous(memory_format=torch.contiguous_format).clone()
         for name, value in model.state_dict().items()
     }
-    with replacing(path) as temporary:
-        require_safetensors().torch.save_file(tensors, temporary, {"format": "pt", **metadata})
+    with replacing(path) as file:
+        file.write(require_safetensors().torch.save(tensors, {"format": "pt", **metadata}))
 
 
 def load_weights(path: str | Path) -> nn.Module:

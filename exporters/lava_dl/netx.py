@@ -49,7 +49,7 @@ class NetX(NetXPlan):
 
     def write(self, path: str | Path) -> None:
         """Write the file, whole or not at all. Raises `InputError` if it cannot be written."""
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        with replacing(path) as content, h5py.File(content, "w") as file:
             layers = file.create_group("layer")
             for block in self.blocks:
                 if block.synapse is not None and isinstance(self.graph[block.synapse.inputs[0]], Flatten):

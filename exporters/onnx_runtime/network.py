@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from bridge._util.checks import positive
 from bridge._util.files import replacing
 from bridge.backends.protocol import check_input
-from bridge.converters.onnx_files.writer import require_onnx
 from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
 from exporters.onnx_runtime.models import one_step, over_time
@@ -120,8 +119,8 @@ class OnnxNetwork:
 
         Raises `InputError` if `path` cannot be written.
         """
-        with replacing(path) as temporary:
-            require_onnx().save_model(self.step_model if one_step else self.model, temporary, format="protobuf")
+        with replacing(path) as file:
+            file.write((self.step_model if one_step else self.model).SerializeToString())
 
     def _state_shapes(self, batch: int) -> dict[str, Shape]:
         neurons = stateful(self.graph)

@@ -17,6 +17,7 @@ from torch import nn
 
 import bridge
 from bridge import GraphError
+from bridge.errors import FileError
 from bridge.nir_graph import from_nir
 
 
@@ -174,7 +175,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(nir, "write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FileError, match=r"net\.nir: cannot be written: disk full"):
         snn.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["net.nir"]

@@ -55,10 +55,9 @@ def write(graph: LayerGraph, path: str | Path) -> None:
         ConversionError: `graph` holds a spiking layer (only the ANN can be written), or more than 2 GB of weights.
         BridgeError: onnx is not installed.
     """
-    onnx = require_onnx()
     model = _model(graph)
-    with replacing(path) as temporary:
-        onnx.save_model(model, temporary, format="protobuf")
+    with replacing(path) as file:
+        file.write(model.SerializeToString())
 
 
 def _model(graph: LayerGraph) -> ModelProto:

@@ -46,6 +46,8 @@ ROOM = 32
 """Time steps for which potentials must have room in their registers, on the calibration images."""
 LARGEST_SCALE_EXPONENT = 7
 """Of a `Scale`'s power of two, as of Loihi's weight exponent."""
+BARE = 2.0**12
+"""The scale of a layer without weights: a bias below 1 then fits Loihi's mantissa."""
 UNHEARD = 1e-12
 """Mean square with which a channel counts at least before a layer that only passes values on. One that is silent on the
 calibration images would else have its weights rounded at any scale, and what reads them would need weights that fit no
@@ -201,7 +203,9 @@ class _Plan:
                     f"whole weight, {member.largest}, the threshold would be below {self.step:.0f}; "
                     "is a λ far too small?"
                 )
-        fitting = np.where(np.isfinite(fitting), fitting, UNIT)  # a channel without weights
+        # A channel without weights, such as a pruned one, still has a bias, which a threshold like the others' keeps.
+        bare = ~np.isfinite(fitting)
+        fitting = np.where(bare, BARE if bare.all() else np.median(fitting[~bare]), fitting)
         if self.pixels_only and not self.counting and (fitting > 8 * UNIT * self.even).all():
             self.step = UNIT * self.even  # so that registers can hold them in units of 1 (`graph.loihi_registers`)
         best = np.full(self.channels, np.inf)
@@ -214,7 +218,7 @@ class _Plan:
             scale = fitting * factor
             if self.step:
                 scale = self.step * np.maximum(1, np.rint(scale / self.step))
-            error = sum(member.error(scale) for member in self.members)
+            error = sum(member.error(scale) + bare * member.bias_error(scale) for member in self.members)
             self.scale = np.where(error < best * (1 - 1e-9), scale, self.scale)
             best = np.minimum(best, error)
 
@@ -333,6 +337,15 @@ class _Member:
         """The mean square error of the drive, one a channel of `scale`, if weights are rounded at it."""
         error = np.square(self.rounded(scale) / self._rows(scale) - self.weight) * self.use
         total: Floats = error.reshape(len(scale), -1).sum(axis=1)
+        return total
+
+    def bias_error(self, scale: Floats) -> Floats:
+        """The square of what rounding its bias at `scale` shifts the drive by, one a channel of `scale`."""
+        if isinstance(self.layer, Scale):
+            return np.zeros(len(scale))
+        rows = self._rows(scale).reshape(-1) * self.gain
+        bias = self.layer.bias * rows
+        total: Floats = np.square((np.rint(bias) - bias) / rows).reshape(len(scale), -1).sum(axis=1)
         return total
 
     def loss(self, scale: Floats) -> float:

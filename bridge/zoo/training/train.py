@@ -438,14 +438,14 @@ class _Training:
             "optimiser": self.optimiser.state_dict(),
             "position": vars(self.at),
         }
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as file:
+            torch.save(content, file)
         self._write_metrics()
         self.saved = self._where(path)
 
     def _write_metrics(self) -> None:
-        with replacing(self.plan.out / METRICS) as temporary:
-            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in self.at.metrics), encoding="utf-8")
+        with replacing(self.plan.out / METRICS) as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in self.at.metrics).encode())
 
     def _diverged(self, what: str) -> BridgeError:
         return BridgeError(
@@ -474,8 +474,8 @@ def _finish(plan: Plan, training: _Training) -> Result:
         if plan.held_out:
             measured = [accuracy(model, plan.dataset.test, plan.dataset)]
         save_weights(weights, model, weights_metadata(plan, measured[0]))
-        with replacing(card) as temporary:
-            temporary.write_text(model_card(plan, metrics, measured[0]), encoding="utf-8")
+        with replacing(card) as file:
+            file.write(model_card(plan, metrics, measured[0]).encode())
         LOG.info("%s: test accuracy %.2f %%; wrote %s", plan.name, 100 * measured[0], weights)
     if plan.group.size > 1:
         dist.broadcast_object_list(measured, device=plan.group.device)
