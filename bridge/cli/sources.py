@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +122,19 @@ def _array(source: Path, key: str | None) -> NDArray[np.generic]:
         raise InputError(f"{source}: no array can be read from it ({type(error).__name__}: {error})") from error
 
 
+def _values(picture: Any, path: Path) -> tuple[NDArray[np.float32], bool]:
+    """The picture's values 0…1, ``[H, W]`` of a grey one or ``[H, W, 3]``, and whether it is grey."""
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.float32) / np.float32(65535), True
+    if picture.mode in ("I", "F"):  # 32 bits a value, and nothing says what is white
+        raise InputError(
+            f"{path}: holds values of 32 bits ({picture.mode}), whose range is not known; save it with 8 or 16 bits a "
+            "value, or its values as a .npy file"
+        )
+    grey = picture.mode in ("1", "L")
+    return np.asarray(picture.convert("L" if grey else "RGB"), np.float32) / np.float32(255), grey
+
+
 def _pictures(folder: Path) -> NDArray[np.float32]:
     try:
         from PIL import Image
@@ -133,8 +147,7 @@ def _pictures(folder: Path) -> NDArray[np.float32]:
     for path in paths:
         try:
             with Image.open(path) as picture:
-                grey = picture.mode in ("1", "L", "I;16", "I", "F")
-                pixels = np.asarray(picture.convert("L" if grey else "RGB"), np.float32) / np.float32(255)
+                pixels, grey = _values(picture, path)
         except OSError as error:
             raise InputError(f"{path}: no picture can be read from it: {error}") from error
         arrays.append(pixels[None] if grey else pixels.transpose(2, 0, 1))

@@ -35,17 +35,20 @@ class PixelGrid:
         return ((x.double() - low) / step).round().clamp(0, LARGEST_PIXEL).float()
 
 
-def normalised(mean: Sequence[float], std: Sequence[float], channels: int) -> PixelGrid:
+def normalised(mean: Sequence[float], std: Sequence[float], channels: int, *, vectors: bool = False) -> PixelGrid:
     """The grid of images made by ``x = (p / 255 − mean) / std``, torchvision's ``Normalize`` after ``ToTensor``.
 
-    Raises `InputError` unless there are a mean and a std > 0 for each of the `channels`, or one for all.
+    Raises `InputError` unless there are a mean and a std > 0 for each of the `channels`; of `vectors`, whose features
+    come from one channel, one for all will do.
     """
     try:
-        centre, spread = (np.broadcast_to(np.asarray(values, np.float64), channels) for values in (mean, std))
-    except ValueError as error:
-        raise InputError(
-            f"normalisation: expected means and stds for {channels} channels, got {mean}, {std}"
-        ) from error
+        centre, spread = (np.asarray(values, np.float64).ravel() for values in (mean, std))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"normalisation: expected means and stds as numbers, got {mean}, {std}") from error
+    if vectors and len(centre) == len(spread) == 1:
+        centre, spread = centre.repeat(channels), spread.repeat(channels)
+    if not len(centre) == len(spread) == channels:
+        raise InputError(f"normalisation: expected means and stds for {channels} channels, one each, got {mean}, {std}")
     if not (np.isfinite(centre).all() and np.isfinite(spread).all() and (spread > 0).all()):
         raise InputError(f"normalisation: expected finite means and stds > 0, got {mean}, {std}")
     return PixelGrid(low=-centre / spread, step=1 / (LARGEST_PIXEL * spread))

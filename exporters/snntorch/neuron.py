@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import numpy as np
 import snntorch
 import torch
@@ -16,7 +19,27 @@ def neuron_of(layer: IntegrateFire, rank: int) -> nn.Module:
     return SoftResetIF(layer.level, layer.threshold, rank)
 
 
-class SoftResetIF(snntorch.Leaky):  # type: ignore[misc]
+class Leaky(snntorch.Leaky):  # type: ignore[misc]
+    """A ``Leaky`` that goes when nothing refers to it any more.
+
+    snnTorch keeps every neuron in a list, for ``utils.reset``, and with it its last potentials. Here the list has a
+    weak reference.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        instances = snntorch.SpikingNeuron.instances
+        reference = weakref.proxy(self, _forget)
+        instances[-1] = reference
+
+
+def _forget(reference: object) -> None:
+    """Take a neuron that is gone off snnTorch's list."""
+    instances = snntorch.SpikingNeuron.instances
+    instances[:] = [one for one in instances if one is not reference]
+
+
+class SoftResetIF(Leaky):
     """``u += I;  s = [u ≥ level];  u −= threshold · s``, u(0) = 0, one of each for a channel of ``[B, C, ...]``.
 
     `rank` is the number of a signal's dimensions: 1 for vectors, 3 for feature maps.

@@ -6,11 +6,11 @@ without reset that receives 1 at every step holds the number of steps, one for e
 
 from __future__ import annotations
 
-import snntorch
 from torch import Tensor, nn
 
 from bridge.graph import BiasOnce, Impulse, WindowFire
 from bridge.simulate.ops import tensor
+from exporters.snntorch.neuron import Leaky
 from exporters.torch_module import just_below, per_channel
 
 
@@ -22,7 +22,7 @@ def staged_module(layer: WindowFire | Impulse | BiasOnce, integer: bool) -> nn.M
     return BiasOnceModule(tensor(layer.bias).clone()) if isinstance(layer, BiasOnce) else ImpulseModule()
 
 
-class From(snntorch.Leaky):  # type: ignore[misc]
+class From(Leaky):
     """Fires at every time step from number `step` on, counted from 0, for each image of the signal it is given."""
 
     def __init__(self, step: int) -> None:
@@ -34,7 +34,7 @@ class From(snntorch.Leaky):  # type: ignore[misc]
         return fired
 
 
-class WindowIF(snntorch.Leaky):  # type: ignore[misc]
+class WindowIF(Leaky):
     """``u += I;  u −= threshold if step ≥ opens;  s = [u > below and opens ≤ step < opens + steps]``, u(0) = 0.
 
     `below` has the full shape of a signal, `threshold` one value for each channel, ``[C, 1, 1]``. snnTorch's surrogates

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,20 @@ def test_float_networks_with_strides_and_paddings(backend):
     )
     x = torch.rand(8, 3, 8, 8)
     assert bridge.convert(model, x).validate(x, 8, [backend]).agreed
+
+
+def test_snntorch_keeps_no_network_that_is_gone():
+    """SnnTorch lists every neuron that it makes, with its last potentials."""
+    backend = require("snntorch")
+    import snntorch
+
+    model, shape = networks.mlp()
+    graph = bridge.convert(model, torch.rand(1, *shape)).to_nir()
+    gc.collect()
+    before = len(snntorch.SpikingNeuron.instances)
+    native = backend.export(graph)
+    assert len(snntorch.SpikingNeuron.instances) > before
+    backend.run(native, np.random.default_rng(0).random((3, *shape), np.float32), 2)
+    del native
+    gc.collect()
+    assert len(snntorch.SpikingNeuron.instances) == before

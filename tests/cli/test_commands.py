@@ -21,8 +21,8 @@ from support.backends import require
 from typer.testing import CliRunner
 
 import bridge
-from bridge import SpikingNetwork
-from bridge.cli import app
+from bridge import InputError, SpikingNetwork
+from bridge.cli import app, sources
 from bridge.graph import Conv2d, IntegrateFire
 from bridge.passes.calibration import gradient
 from bridge.records import SpikeRecord
@@ -325,3 +325,14 @@ def test_no_progress_bars_but_on_a_terminal(folder):
     )
     assert json.loads(done.stdout)["agreed"] is True
     assert done.stderr == ""
+
+
+def test_pictures_of_16_bits_and_of_an_unknown_range(tmp_path):
+    values = np.array([[0, 100], [32768, 65535]])
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(sources.images(tmp_path).numpy()[0, 0], values / 65535, rtol=1e-6)
+    (tmp_path / "a.png").unlink()
+    for kind in (np.int32, np.float32):
+        Image.fromarray(values.astype(kind)).save(tmp_path / "a.tiff")
+        with pytest.raises(InputError, match=r"a\.tiff: holds values of 32 bits .* range is not known"):
+            sources.images(tmp_path)

@@ -51,7 +51,7 @@ def integer_network(
         ConversionError: a layer cannot meet a bound; the message names it, with the numbers, and up to 8 bits a number
             of bits that works, if one does.
     """
-    grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1])
+    grid = fitted(x) if normalisation is None else normalised(*normalisation, x.shape[1], vectors=x.dim() == 2)
     batches = [grid.encode(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]
 
     def in_bits(bits: int, title: str) -> LayerGraph:
