@@ -20,6 +20,7 @@ import functools
 import importlib
 import multiprocessing
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,12 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNHASHABLE_DEFAULT = "lava.magma.compiler.var_model"
+LOCK = threading.RLock()
+"""Held while Lava is imported, or this program's start method changed: both are the whole process's."""
+FORKING: dict[str, Any] = {}
+"""While threads run Lava: how many, and the start method that was chosen before the first one did."""
 CONV_PARAMETERS = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
 def apply() -> None:
-    """Import Lava's core with every fix in place. Raises `ImportError` if Lava is not installed."""
-    with _start_method_left_alone():
+    """Import Lava's core with every fix in place. Raises `ImportError` if Lava is not installed.
+
+    One thread at a time: a second one would import what the first has not yet put right.
+    """
+    with LOCK, _start_method_left_alone():
         _import_unhashable_default()
         importlib.import_module("lava.magma.runtime.runtime")  # the module that sets the start method comes with it
         _widen_conv_parameters()
@@ -42,13 +50,24 @@ def apply() -> None:
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """Let Lava fork its processes, whatever start method the program chose for its own; that choice is put back."""
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("fork", force=True)
+    """Let Lava fork its processes, whatever start method the program chose for its own.
+
+    That choice is put back once no thread needs it any more.
+    """
+    with LOCK:
+        if not FORKING:
+            FORKING["chosen"] = multiprocessing.get_start_method(allow_none=True)
+            FORKING["threads"] = 0
+        FORKING["threads"] += 1
+        multiprocessing.set_start_method("fork", force=True)
     try:
         yield
     finally:
-        multiprocessing.set_start_method(chosen, force=True)
+        with LOCK:
+            FORKING["threads"] -= 1
+            if FORKING["threads"] == 0:
+                multiprocessing.set_start_method(FORKING["chosen"], force=True)
+                FORKING.clear()
 
 
 @contextmanager

@@ -8,10 +8,14 @@ then the results lie in shared memory, and a stop message to a child that has di
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
+from multiprocessing import connection
 from typing import Any
 
 import exporters.lava.processes  # noqa: F401  (first of all: it makes Lava importable)
@@ -26,6 +30,11 @@ from lava.magma.core.process.process import AbstractProcess, ProcessServer
 from lava.magma.core.process.variable import VarServer
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.magma.runtime.message_infrastructure.multiprocessing import (
+    MultiProcessing,
+    SharedMemoryManager,
+    SystemProcess,
+)
 from lava.magma.runtime.mgmt_token_enums import MGMT_RESPONSE, enum_equal
 from lava.magma.runtime.runtime import Runtime
 
@@ -36,6 +45,37 @@ QUIETENED = (None, "lava.magma.compiler.compiler")  # loggers to which Lava adds
 
 
 _MODELS: dict[type[AbstractProcess], list[type[AbstractProcessModel]]] = {}
+
+
+def _run_and_end_with_parent(self: SystemProcess) -> None:
+    """What each of Lava's processes does; and it ends when its parent has ended, by whatever signal.
+
+    The last one to be forked notices first: the others' pipes are open in it.
+    """
+    _watch_parent()
+    _run(self)
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _start_memory(self: MultiProcessing) -> None:
+    """Start the process that keeps Lava's shared memory: it ends with its parent, too."""
+    self._smm = SharedMemoryManager()
+    self._smm._manager.start(_watch_parent)
+
+
+_run = SystemProcess.run
+MultiProcessing.start = _start_memory
+SystemProcess.run = _run_and_end_with_parent
 
 Models = Mapping[type[AbstractProcess], type[AbstractProcessModel]]
 
