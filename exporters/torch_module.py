@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bridge.backends.protocol import check_input
-from bridge.errors import GraphError
+from bridge.errors import GraphError, InputError
 from bridge.graph import (
     Add,
     Affine,
@@ -39,6 +39,7 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
+from bridge.graph.ranges import EXACT, ranges
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
@@ -205,7 +206,16 @@ def build(
     module = fx.GraphModule(modules, calls, name)
     module.meta["input_shape"] = graph.input.shape
     module.meta["staged"] = graph.staged
+    module.meta["drives"] = _largest_drives(graph)
     return module
+
+
+def _largest_drives(graph: LayerGraph) -> dict[str, float]:
+    """By layer of neurons of a plain network in integers: the largest drive of one step. Potentials grow with steps."""
+    if not graph.integer or graph.latency is not None:
+        return {}
+    bounds = ranges(graph)
+    return {name: float(bounds[graph[name].inputs[0]].size.max()) for name in graph.spiking}
 
 
 @singledispatch
@@ -290,6 +300,8 @@ def run(
     `potential` gives what a neuron's potential was before its reset, from what it is and the spikes it fired. Adding
     the threshold back is exact where it matters: so is the subtraction of 1 between 1/2 and 2, and of whole numbers.
     A `Group` tells it itself.
+
+    Raises `InputError` if a potential of a network in integers passes 2^24, beyond which float32 is not exact.
     """
     check_input(native.meta["input_shape"], x, steps)
     images = tensor(x)
@@ -297,7 +309,7 @@ def run(
     images = images.to(device=parameter.device, dtype=parameter.dtype)
     recorder = None
     with torch.no_grad(), watched(neurons) as seen:
-        for _ in range(steps):
+        for t in range(steps):
             readout = native(images)
             shapes = {name: tuple(spikes.shape[1:]) for name, (_, spikes) in seen.items()}
             recorder = recorder or Recorder(backend, shapes, summed=native.meta["staged"])
@@ -306,10 +318,23 @@ def run(
                 if membranes:
                     u = neuron.drive(given) if isinstance(neuron, Group) else potential(neuron, spikes)
                     membrane = u.cpu().numpy()
+                expect_exact(native, name, t, lambda: potential(neuron, spikes))  # noqa: B023  (it is called at once)
                 recorder.spikes(name, spikes.cpu().numpy(), membrane)
             recorder.readout(readout.cpu().numpy())
     assert recorder is not None  # there is at least one step
     return recorder.finish()
+
+
+def expect_exact(native: fx.GraphModule, name: str, t: int, potential: Callable[[], Tensor]) -> None:
+    """Raise `InputError` if the layer `name` of a network in integers has a potential beyond 2^24 at step `t`."""
+    if (t + 1) * native.meta["drives"].get(name, 0.0) <= EXACT:  # then it cannot have
+        return
+    largest = float(potential().abs().max())
+    if largest > EXACT:
+        raise InputError(
+            f"layer {name!r}: at step {t + 1} a potential reaches {largest:.0f}; beyond 2^24 whole numbers are not "
+            "exact in float32. Run fewer steps, or quantize with fewer weight bits"
+        )
 
 
 @contextmanager

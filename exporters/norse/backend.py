@@ -16,7 +16,7 @@ from bridge.backends.protocol import Availability, check_input, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
-from exporters.torch_module import Group, watched
+from exporters.torch_module import Group, expect_exact, watched
 
 
 class Norse:
@@ -65,12 +65,13 @@ class Norse:
         images = images.to(device=parameter.device, dtype=parameter.dtype)
         state = recorder = None
         with torch.no_grad(), watched(neurons) as seen:
-            for _ in range(steps):
+            for t in range(steps):
                 readout, state = native(images, state)
                 fired = {name: _spikes_and_potential(neurons[name], *values) for name, values in seen.items()}
                 shapes = {name: tuple(z.shape[1:]) for name, (z, _) in fired.items()}
                 recorder = recorder or Recorder(self.name, shapes, summed=native.meta["staged"])
                 for name, (z, v) in fired.items():
+                    expect_exact(native, name, t, lambda: v)  # noqa: B023  (it is called at once)
                     recorder.spikes(name, z.cpu().numpy(), v.cpu().numpy() if membranes else None)
                 recorder.readout(readout.cpu().numpy())
         assert recorder is not None  # there is at least one step

@@ -210,3 +210,19 @@ def test_validate_finds_nothing_to_report():
         assert backend.total_differing == backend.readouts_wrong == backend.readout_error == 0
     assert agreement.ann_accuracy is not None
     assert agreement.ann_accuracy > 0.95
+
+
+@pytest.mark.parametrize("name", ["norse", "sinabs", "snntorch", "spikingjelly"])
+def test_potentials_beyond_float32_are_caught(name):
+    """As by the reference: float32 does not hold what is beyond 2^24."""
+    backend = require(name)
+    first = nn.Linear(2, 3)
+    with torch.no_grad():
+        first.weight.fill_(-1.0)
+    x = torch.rand(10, 2)
+    network = bridge.convert(nn.Sequential(first, bridge.QCFS(4, 1.0), nn.Linear(3, 2)), x).quantize(16, x)
+    native = backend.export(network.to_nir())
+    white = np.full((1, 2), 255, np.float32)
+    with pytest.raises(bridge.InputError, match=r"'layer_1': at step \d+ a potential reaches \d+; beyond 2\^24"):
+        backend.run(native, white, 10_000)
+    assert backend.run(native, white, 1).steps == 1  # and it goes on
