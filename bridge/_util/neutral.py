@@ -11,16 +11,23 @@ import torch
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices whose autocast is turned off."""
+PROCESSES = [os.getpid()]
+"""The process that loaded this module, and if it is a fork of that one, this process."""
 
 
 @contextmanager
 def neutral() -> Iterator[None]:
     """No autocast; tensors are float32 and on the CPU unless they are made otherwise. For this package's own work.
 
+    In a process that was forked torch computes in one thread: the others were its parent's, and it would wait for them.
+
     The caller's settings are back afterwards. Autocast and the default device are each thread's own. The default type
     is the whole process's: it stays float32 until the last thread has left.
     """
     with ExitStack() as stack:
+        if PROCESSES[-1] != os.getpid():
+            PROCESSES.append(os.getpid())
+            torch.set_num_threads(1)
         stack.enter_context(without_autocast())
         if torch.get_default_device().type != "cpu":  # such a context costs something at every call of torch
             stack.enter_context(torch.device("cpu"))

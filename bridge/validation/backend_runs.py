@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +27,6 @@ from bridge.simulate.images import BATCH, checked
 from bridge.validation.compare import REFERENCE, BackendRun, Batch, Findings, Runner, agreement_of, compare
 from bridge.validation.executors import measured
 
-LOADED_IN = os.getpid()
 POTENTIALS = 2**29
 """Bytes that the potentials of one batch may take when they are held against each other, roughly."""
 
@@ -113,8 +110,6 @@ class BackendRuns:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, own=threading.local())
-        if os.getpid() != LOADED_IN:
-            torch.set_num_threads(1)  # a forked child lacks the threads that torch may have started: it would wait
 
     @neutral()  # an executor's threads and processes have settings of their own
     def __call__(self, batch: Batch) -> Findings:
