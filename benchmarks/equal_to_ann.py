@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import renew
 from torch import Tensor, nn
 
 import bridge
@@ -176,12 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results["made"] = {name: value for name, value in environment().items() if name != "command"}
         with replacing(chosen.out) as file:
             file.write((json.dumps(results, indent=1) + "\n").encode())
-    text = chosen.page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(MARK)
-    after = rest.partition(MARK)[2]
-    body = table(_saved(chosen.out), _saved(DOCS / "results" / "accuracy.json"))
-    with replacing(chosen.page) as file:
-        file.write((f"{before}{MARK}\n{body}\n{MARK}{after}").encode())
+    renew(chosen.page, MARK, table(_saved(chosen.out), _saved(DOCS / "results" / "accuracy.json")))
 
 
 def _saved(path: Path) -> dict[str, Any]:

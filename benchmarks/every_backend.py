@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import renew
+
 import bridge
 from bridge import Agreement, registry
 from bridge._util.environment import environment
@@ -101,13 +103,6 @@ def cell(found: Mapping[str, int] | None) -> str:
     return text if found["agreed"] else f"**{text}**"
 
 
-def replaced(text: str, new: str) -> str:
-    """A page with the table between its two marks renewed."""
-    before, _, rest = text.partition(MARK)
-    _, _, after = rest.partition(MARK)
-    return f"{before}{MARK}\n{new}\n{MARK}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run everything, save it, renew the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,9 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with replacing(chosen.out) as file:
                 file.write((json.dumps(results, indent=1) + "\n").encode())
     for path in chosen.pages:
-        text = replaced(path.read_text(encoding="utf-8"), table(results))
-        with replacing(path) as file:
-            file.write(text.encode())
+        renew(path, MARK, table(results))
 
 
 if __name__ == "__main__":

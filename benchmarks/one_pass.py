@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from contenders import SUBJECTS, networks
+from pages import renew
 
 import bridge
 from bridge._util.environment import environment
@@ -121,11 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = {name: value for name, value in environment().items() if name != "command"}
     with replacing(chosen.out) as file:
         file.write((json.dumps({**results, "made": made}, indent=1) + "\n").encode())
-    text = chosen.page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(MARK)
-    after = rest.partition(MARK)[2]
-    with replacing(chosen.page) as file:
-        file.write((f"{before}{MARK}\n{table(results)}\n{MARK}{after}").encode())
+    renew(chosen.page, MARK, table(results))
 
 
 if __name__ == "__main__":

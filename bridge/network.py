@@ -33,10 +33,10 @@ from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
 from bridge.passes.counting import counting, with_levels
 from bridge.passes.fold_batch_norm import fold_batch_norm
-from bridge.passes.fold_thresholds import fold_thresholds
 from bridge.passes.group import group
 from bridge.passes.lift_pools import lift_pools
 from bridge.passes.lower_concat import lower_concat
+from bridge.passes.plain import plain
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
 from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
@@ -447,7 +447,7 @@ def convert(
         if schedule != "plain":
             ann = lift_pools(with_levels(ann, steps))
             return SpikingNetwork(_arranged(_counted(ann), schedule), ann)
-        return SpikingNetwork(to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann)))), ann)
+        return SpikingNetwork(plain(ann), ann)
 
 
 def _counted(ann: LayerGraph) -> LayerGraph:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from bridge.backends.protocol import check_input
-from bridge.errors import GraphError, InputError
+from bridge.errors import GraphError
 from bridge.graph import (
     Add,
     Affine,
@@ -39,7 +39,7 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
-from bridge.graph.ranges import EXACT, ranges
+from bridge.graph.ranges import EXACT, beyond_exact, ranges
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
@@ -331,10 +331,7 @@ def expect_exact(native: fx.GraphModule, name: str, t: int, potential: Callable[
         return
     largest = float(potential().abs().max())
     if largest > EXACT:
-        raise InputError(
-            f"layer {name!r}: at step {t + 1} a potential reaches {largest:.0f}; beyond 2^24 whole numbers are not "
-            "exact in float32. Run fewer steps, or quantize with fewer weight bits"
-        )
+        raise beyond_exact(name, t + 1, largest)
 
 
 @contextmanager

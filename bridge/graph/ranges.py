@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.errors import InputError
 from bridge.graph.grouped import EachLevel, GroupFire, GroupSum
 from bridge.graph.layer_graph import LayerGraph
 from bridge.graph.layers import (
@@ -85,14 +86,26 @@ def potentials(graph: LayerGraph) -> dict[str, NDArray[np.float64]]:
     }
 
 
+def beyond_exact(layer: str, step: int, largest: float) -> InputError:
+    """What is to be said when a potential of `layer` has reached `largest`, past `EXACT`, at `step`, counted from 1."""
+    return InputError(
+        f"layer {layer!r}: at step {step} a potential reaches {largest:.0f}; beyond 2^24 whole numbers are not exact "
+        "in float32. Run fewer steps, or quantize with fewer weight bits"
+    )
+
+
 def small(layer: Layer, of_small: bool, output: Range | None) -> bool:
     """Whether the output of `layer` is kept in uint8, its input being so (`of_small`) and its `output` in range."""
     if isinstance(layer, WindowFire | SpikeCount):
         return layer.steps <= 255
-    if isinstance(layer, IntegrateFire):
+    if isinstance(layer, IntegrateFire | GroupFire | AtLeast):
         return True
+    if isinstance(layer, EachLevel):
+        return small(layer.layer, of_small, output)
     if isinstance(layer, MaxPool):
         return of_small
+    if isinstance(layer, GroupSum):
+        return of_small and output is not None and bool(output.high.max() <= 255)
     if isinstance(layer, SumPool2d):
         return of_small and layer.padding == (0, 0) and output is not None and bool(output.high.max() <= 255)
     return isinstance(layer, Flatten) and of_small

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bridge.errors import InputError
 from bridge.graph import BiasOnce, GroupFire, Impulse, IntegrateFire, LayerGraph, WindowFire
-from bridge.graph.ranges import EXACT
+from bridge.graph.ranges import EXACT, beyond_exact
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.images import BATCH
 from bridge.simulate.ops import channels, evaluate, tensor
@@ -84,10 +83,7 @@ def simulate(
                 continue
             u = inputs[0] + potentials[layer.name] if t else inputs[0]
             if graph.integer and (largest := float(u.abs().max())) > EXACT:
-                raise InputError(
-                    f"layer {layer.name!r}: at step {t + 1} a potential reaches {largest:.0f}; beyond 2^24 "
-                    "whole numbers are not exact in float32. Run fewer steps, or quantize with fewer weight bits"
-                )
+                raise beyond_exact(layer.name, t + 1, largest)
             spikes = (u >= channels(layer.level, u)).to(u.dtype)
             said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
             potentials[layer.name] = u - said * channels(layer.threshold, u)

@@ -19,10 +19,7 @@ from bridge._util.environment import environment
 from bridge.agreement import Agreement
 from bridge.errors import ValidationError
 from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph, MaxPool
-from bridge.passes.fold_batch_norm import fold_batch_norm
-from bridge.passes.fold_thresholds import fold_thresholds
-from bridge.passes.lower_concat import lower_concat
-from bridge.passes.to_float32 import to_float32
+from bridge.passes.plain import plain as plain_network
 from bridge.records import SpikeRecord, differing
 from bridge.simulate.ann import activations
 from bridge.simulate.cost import cost
@@ -192,7 +189,7 @@ def _costs(graph: LayerGraph, ann: LayerGraph | None, x: Tensor, record: SpikeRe
     result = {own.schedule: own.to_dict()}
     levels = [layer.levels for layer in ann or () if isinstance(layer, ClipFloorShift)]
     if ann is not None and levels and not any(isinstance(layer, MaxPool) for layer in ann):
-        plain = to_float32(fold_thresholds(lower_concat(fold_batch_norm(ann))))
+        plain = plain_network(ann)
         beside = simulate(plain, x[:COST_IMAGES], max(levels))
         result["plain"] = cost(plain, max(levels), beside).to_dict()
     return result

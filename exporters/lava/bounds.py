@@ -39,8 +39,7 @@ REMEDY = "quantize to fewer bits or lower scales"
 def check_network(network: LavaPlan) -> None:
     """Raise `GraphError`, naming the layer, unless `network` fits Loihi's registers whatever the images."""
     graph = network.graph
-    if not graph.integer:
-        raise GraphError("the fixed-point backend runs networks in whole numbers only: make one with `quantize`")
+    _expect_integers(graph)
     for name in network.synapses:
         if name in network.depths:
             _check_weights(graph[name])
@@ -55,8 +54,7 @@ def check_counting(graph: LayerGraph) -> None:
 
     Its potentials are not shifted, and are bounded until the window's end, whatever the images: they have 24 bits.
     """
-    if not graph.integer:
-        raise GraphError("the fixed-point backend runs networks in whole numbers only: make one with `quantize`")
+    _expect_integers(graph)
     for layer in graph:
         _check_weights(layer.layer if isinstance(layer, EachLevel) else layer)
     bounds = ranges(graph)
@@ -66,6 +64,11 @@ def check_counting(graph: LayerGraph) -> None:
             raise GraphError(
                 f"layer {name!r}: its sums reach {size.max():.0f}; the register holds up to ±{LARGEST_STATE}: {REMEDY}"
             )
+
+
+def _expect_integers(graph: LayerGraph) -> None:
+    if not graph.integer:
+        raise GraphError("the fixed-point backend runs networks in whole numbers only: make one with `quantize`")
 
 
 def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None:

@@ -34,7 +34,7 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
-from bridge.graph.ranges import Range, exact_in_int8, ranges, small
+from bridge.graph.ranges import exact_in_int8, ranges, small
 from exporters.onnx_runtime.names import (
     ABOVE,
     BEFORE_END,
@@ -115,7 +115,7 @@ def in_bytes(graph: LayerGraph) -> frozenset[str]:
     counts: dict[str, bool] = {}
     for layer in graph:
         heard = bool(layer.inputs) and all(counts[source] for source in layer.inputs)
-        counts[layer.name] = _small(layer, heard, bounds[layer.name])
+        counts[layer.name] = small(layer, heard, bounds[layer.name])
     return frozenset(
         layer.name
         for layer in graph
@@ -124,15 +124,6 @@ def in_bytes(graph: LayerGraph) -> frozenset[str]:
         and counts[layer.inputs[0]]
         and exact_in_int8(layer, bounds[layer.inputs[0]], bounds[layer.name])
     )
-
-
-def _small(layer: Layer, of_small: bool, output: Range) -> bool:
-    """As `small`, of the layers of a grouped network, too."""
-    if isinstance(layer, EachLevel):
-        return _small(layer.layer, of_small, output)
-    if isinstance(layer, GroupSum):
-        return of_small and bool(output.high.max() <= 255)
-    return isinstance(layer, GroupFire | AtLeast) or small(layer, of_small, output)
 
 
 def _fits_int8(array: NDArray[Any]) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge.graph import Add, Affine, Conv2d, Flatten, Layer, LayerGraph, Linear, MaxPool, SumPool2d
+from bridge.graph import Add, Affine, Conv2d, Flatten, Layer, LayerGraph, Linear, MaxPool, Shape, SumPool2d
 from bridge.graph.ranges import Range, exact_in_int8, small
 from bridge.simulate.ops import evaluate, tensor
 
@@ -96,18 +96,24 @@ def _small_sum(layer: SumPool2d) -> Kernel:
     def run(x: Tensor) -> Tensor:
         if x.shape[2:] == layer.kernel:
             return x.sum(dim=(2, 3), keepdim=True, dtype=torch.uint8)
-        rows, columns = (x.shape[2] - height) // down + 1, (x.shape[3] - width) // right + 1
-        places = [
-            x[:, :, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
-            for i in range(height)
-            for j in range(width)
-        ]
+        sizes = ((x.shape[2] - height) // down + 1, (x.shape[3] - width) // right + 1)
+        places = _places(x, sizes, layer.kernel, layer.stride, (1, 1))
         total = places[0].clone(memory_format=torch.channels_last)
         for place in places[1:]:
             total += place
         return total
 
     return run
+
+
+def _places(maps: Tensor, sizes: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> list[Tensor]:
+    """By place in a window: what of `maps` is there, in as many windows as `sizes` says; views."""
+    (rows, columns), (down, right) = sizes, stride
+    return [
+        maps[:, :, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
+        for i in range(0, kernel[0] * dilation[0], dilation[0])
+        for j in range(0, kernel[1] * dilation[1], dilation[1])
+    ]
 
 
 def _small_maximum(layer: MaxPool) -> Kernel:
@@ -131,16 +137,7 @@ def _small_maximum(layer: MaxPool) -> Kernel:
         down, right = (max(0, end - size - pad) for end, size, pad in zip(ends, maps.shape[2:], before, strict=True))
         if any((*before, down, right)):
             maps = F.pad(maps, (before[1], right, before[0], down))
-        places = [
-            maps[
-                :,
-                :,
-                i * dilation[0] : i * dilation[0] + stride[0] * (rows - 1) + 1 : stride[0],
-                j * dilation[1] : j * dilation[1] + stride[1] * (columns - 1) + 1 : stride[1],
-            ]
-            for i in range(kernel[0])
-            for j in range(kernel[1])
-        ]
+        places = _places(maps, (rows, columns), kernel, stride, dilation)
         found = places[0].clone(memory_format=torch.channels_last)
         for place in places[1:]:
             torch.maximum(found, place, out=found)
