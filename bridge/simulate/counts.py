@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.progress import progress
-from bridge.graph import BiasOnce, GroupFire, Impulse, LayerGraph, WindowFire
+from bridge.graph import GroupFire, LayerGraph, WindowFire
 from bridge.records import SpikeRecord, running_sum
 from bridge.simulate import reference
 from bridge.simulate.counting_form import counting_form
 from bridge.simulate.engine.count_engine import CountEngine
 from bridge.simulate.engine.simulation import Simulation
-from bridge.simulate.ops import evaluate, tensor
+from bridge.simulate.readouts import readout_path, readouts
 
 NAME = "engine"
 
@@ -31,7 +30,6 @@ class CountSimulator:
         self.device = device
         form = counting_form(graph)
         self._engine = None if form is None else CountEngine(form.graph, device)
-        self._path = _readout_path(graph)
 
     @torch.inference_mode()
     def run(self, x: Tensor, steps: int, *, record: bool, memory: int) -> Simulation:
@@ -60,10 +58,13 @@ class CountSimulator:
     def _counted(self, x: Tensor, steps: int, record: bool, memory: int) -> Simulation:
         graph = self.graph
         assert self._engine is not None
-        near_output = {name for name in self._path if isinstance(graph[name], WindowFire)}
+        near_output = {name for name in readout_path(graph) if isinstance(graph[name], WindowFire)}
         wanted = frozenset(graph.spiking) if record else frozenset(near_output)
         found = self._engine.count(x, wanted, memory)
-        readout = self._readouts(x, found.of_layer, steps) if graph.staged else np.stack([found.output] * steps)
+        if graph.staged:
+            readout = readouts(graph, lambda name, t: _fired(graph, name, found.of_layer[name], t), x, steps)
+        else:
+            readout = np.stack([found.output] * steps)
         kept = None
         if record:
             shapes = {name: graph.shapes[name] for name in graph.spiking}
@@ -72,39 +73,6 @@ class CountSimulator:
         spikes = {name: _over_time(graph, name, above, steps) for name, above in found.above.items()}
         outputs = running_sum(readout) if graph.staged else readout
         return Simulation(outputs=outputs, spikes=spikes, steps=np.full(len(x), steps), record=kept)
-
-    def _readouts(self, x: Tensor, counts: Mapping[str, NDArray[np.integer]], steps: int) -> NDArray[np.float32]:
-        """The readout at each step, ``[T, B, ...]``: zero but at the steps at which something reaches it."""
-        graph = self.graph
-        layers = [layer for layer in graph if layer.name in self._path and layer.inputs]
-        busy = {0}
-        for layer in layers:
-            if isinstance(layer, WindowFire):
-                busy.update(range(layer.opens, layer.opens + layer.steps))
-        readout = np.zeros((steps, len(x), *graph.shapes[graph.output.name]), np.float32)
-        for t in sorted(t for t in busy if t < steps):
-            values: dict[str, Tensor] = {}
-            for layer in layers:
-                if isinstance(layer, WindowFire):
-                    values[layer.name] = tensor(_fired(graph, layer.name, counts[layer.name], t))
-                elif isinstance(layer, Impulse):
-                    values[layer.name] = x.cpu() if t == 0 else torch.zeros_like(x, device="cpu")
-                elif isinstance(layer, BiasOnce):
-                    value = values[layer.inputs[0]]
-                    values[layer.name] = value + tensor(layer.bias) if t == 0 else value
-                else:
-                    values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
-            readout[t] = values[graph.output.name].numpy()
-        return readout
-
-
-def _readout_path(graph: LayerGraph) -> frozenset[str]:
-    """The layers from the last spikes, or the image, to the output."""
-    path = {graph.output.name}
-    for layer in reversed(graph.layers):
-        if layer.name in path and not isinstance(layer, WindowFire | Impulse):
-            path.update(layer.inputs)
-    return frozenset(path)
 
 
 def _fired(graph: LayerGraph, name: str, counts: NDArray[np.integer], t: int) -> NDArray[np.bool_]:

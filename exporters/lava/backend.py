@@ -6,10 +6,9 @@ Lava is imported only when a method is called.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import nir
 import numpy as np
@@ -19,17 +18,14 @@ from bridge._util.checks import positive
 from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
-from bridge.graph import Conv2d, IntegrateFire, LayerGraph
+from bridge.graph import Conv2d, LayerGraph
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
-from bridge.records import Recorder, SpikeRecord
+from bridge.records import SpikeRecord
 from exporters.lava import bounds, compat
-from exporters.lava.layout import Layout, side_by_side
 from exporters.lava.network import LavaNetwork
 from exporters.lava.plan import Parts
-
-if TYPE_CHECKING:
-    from exporters.lava.hierarchy import NetworkProcess
+from exporters.lava.run import Run
 
 PACKAGES = {"lava.proc.dense.models": "lava-nc", "networkx": "networkx", "scipy": "scipy", "asteval": "asteval"}
 INSTALL = (
@@ -53,8 +49,9 @@ class Lava:
     """Lava (lava-nc) on the CPU in floating point: stock Dense and Conv, and our `IntegrateFire` between them.
 
     All images run through the network in one stream, each layer working on its own image; where branches of different
-    depth meet, a `Delay` holds the shorter one back. `time_limit` is in seconds for one run of Lava, start-up included;
-    by default it grows with the network, the images and the steps.
+    depth meet, a `Delay` holds the shorter one back. A staged network takes an image every T steps, however long it
+    takes for one: its neurons have two potentials. A grouped one takes an image at each step. `time_limit` is in
+    seconds for one run of Lava, start-up included; by default it grows with the network, the images and the steps.
 
     >>> network.validate(x, 8, [Lava(time_limit=600)], images={"lava": 60})
     """
@@ -94,7 +91,7 @@ class Lava:
 
         with ONE_AT_A_TIME:
             with quiet():
-                run = _Run(native, x, steps, lanes, membranes)
+                run = Run(native, x, steps, lanes, membranes)
             limit = self.time_limit if self.time_limit is not None else _limit(native, run.steps, lanes)
             try:
                 run_to_end(run.process, run.steps, limit, tag)
@@ -115,6 +112,8 @@ class LavaFixed(Lava):
       reset, so every image is a run of its own, its potential never falls, and residual joins still use our `Delay`.
     * ``inputs``: ``"currents"``, what the images give to the first neurons is computed on the host and injected as
       bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
+    * ``spikes``: ``"binary"``, or ``"graded"``, for grouped networks: each group of neurons is one that sends how many
+      of it would fire, as Loihi 2's spikes carry a number. The record tells the spikes of the group.
     * ``lanes``: how many images run side by side, with our own Processes only; by default 32, or up to 128 in
       small networks.
     * ``time_limit``: as in `Lava`.
@@ -123,11 +122,12 @@ class LavaFixed(Lava):
     synapses: Literal["torch", "stock"] = "torch"
     neuron: Literal["integrate_fire", "atrlif"] = "integrate_fire"
     inputs: Literal["currents", "graded"] = "currents"
+    spikes: Literal["binary", "graded"] = "binary"
     lanes: int | None = None
     name = "lava-fixed"
 
     def __post_init__(self) -> None:
-        for option in ("synapses", "neuron", "inputs"):
+        for option in ("synapses", "neuron", "inputs", "spikes"):
             known = get_args(get_type_hints(LavaFixed)[option])
             if getattr(self, option) not in known:
                 raise BackendError(f"LavaFixed: {option} is one of {known}, got {getattr(self, option)!r}")
@@ -166,92 +166,10 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
         raise BackendError(f"the Lava backend needs Lava ({error}): {INSTALL}") from error
     if fixed is None:
         return LavaNetwork(graph, Parts())
-    parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, fixed=True)
+    parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, spikes=fixed.spikes, fixed=True)
     network = LavaNetwork(fold_pooling(graph, bounds.LARGEST_MANTISSA), parts)
     bounds.check_network(network)
     return network
-
-
-class _Run:
-    """A network's Process among the sources and sinks of one run, and the record made of what the sinks hold.
-
-    Sinks hold ``[rounds · T, *port shape]``: with L lanes, B images take ``⌈B / L⌉`` rounds.
-    """
-
-    def __init__(self, network: LavaNetwork, x: NDArray[np.floating], steps: int, lanes: int, membranes: bool) -> None:
-        self.network, self.images, self.interval, self.lanes = network, len(x), steps, lanes
-        self.rounds = -(-len(x) // lanes)
-        self.steps = self.rounds * steps + network.delay
-        self.around: list[Any] = []
-        feed = network.feed(x)
-        self.process: NetworkProcess = network.process(steps, lanes, {name: value[0] for name, value in feed.items()})
-        for name, port in self.process.inputs.items():
-            self._source(name, side_by_side(feed[name], lanes), port)
-        offsets = network.offsets
-        self.spikes = {name: self._tap(port, offsets[name], np.bool_) for name, port in self.process.spikes.items()}
-        self.membranes: dict[str, Callable[[], NDArray[np.float64]]] = {}
-        if membranes:
-            for name in self.process.spikes:
-                self.membranes[name] = self._potential(name, offsets[name])
-        self.readout = self._tap(self.process.y_out, network.delay, np.float64)
-
-    def _source(self, name: str, values: NDArray[Any], port: Any) -> None:
-        from exporters.lava.processes import CurrentSource
-
-        source = CurrentSource(currents=values, interval=self.interval, offset=self.network.offsets[name])
-        source.a_out.connect(port)
-        self.around.append(source)
-
-    def _tap(self, port: Any, offset: int, dtype: type[np.generic]) -> NDArray[Any]:
-        from exporters.lava.processes import Sink, shared_array
-
-        buffer = shared_array((self.rounds * self.interval, *port.shape), dtype)
-        sink = Sink(buffer=buffer, offset=offset)
-        port.connect(sink.a_in)
-        self.around.append(sink)
-        return buffer
-
-    def _potential(self, name: str, offset: int) -> Callable[[], NDArray[np.float64]]:
-        """What gives, after the run, the potential of layer `name` after integration: Lava's own neuron has no port."""
-        if name in self.process.potentials:
-            buffer = self._tap(self.process.potentials[name], offset, np.float64)
-            return lambda: buffer
-        held, refractory = (
-            self._probe(variables[name], offset) for variables in (self.process.states, self.process.refractory)
-        )
-        neuron = self.network.graph[name]
-        assert isinstance(neuron, IntegrateFire)
-        # A spike adds the threshold to the refractory state in the same step.
-        unit, threshold = 2 ** self.network.shift(neuron), neuron.threshold[0]
-        return lambda: (held - refractory) / unit + threshold * self.spikes[name]
-
-    def _probe(self, variable: Any, offset: int) -> NDArray[Any]:
-        from exporters.lava.hierarchy import Probe
-        from exporters.lava.processes import shared_array
-
-        buffer = shared_array((self.rounds * self.interval, *variable.shape), np.int64)
-        probe = Probe(buffer=buffer, offset=offset)
-        probe.state.connect_var(variable)
-        self.around.append(probe)
-        return buffer
-
-    def record(self, backend: str) -> SpikeRecord:
-        """The record, step t of image b being the network's own step t."""
-        layouts = self.network.layouts
-        recorder = Recorder(backend, {name: layout.shape for name, layout in layouts.items()})
-
-        def at(step: int, buffer: NDArray[Any], layout: Layout) -> NDArray[Any]:
-            values = buffer.reshape(self.rounds, self.interval, self.lanes, *layout.lava_shape)[:, step]
-            return layout.from_lava(values.reshape(-1, *layout.lava_shape)[: self.images])
-
-        membranes = {name: potential() for name, potential in self.membranes.items()}
-        for step in range(self.interval):
-            for name, layout in layouts.items():
-                # A copy, since what comes back is a view of memory shared with Lava.
-                membrane = at(step, membranes[name], layout).copy() if name in membranes else None
-                recorder.spikes(name, at(step, self.spikes[name], layout), membrane)
-            recorder.readout(at(step, self.readout, self.network.readout_layout))
-        return recorder.finish()
 
 
 def _lanes(network: LavaNetwork, images: int) -> int:

@@ -7,6 +7,7 @@ far below float32's, and both halves of the network, on the host and in Lava, co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,11 +17,13 @@ from bridge.errors import GraphError
 from bridge.graph import (
     Add,
     AvgPool2d,
+    BiasOnce,
     Conv1d,
     Conv2d,
+    EachLevel,
     Flatten,
+    Impulse,
     Input,
-    IntegrateFire,
     Layer,
     LayerGraph,
     Linear,
@@ -36,13 +39,20 @@ Synapse = Conv2d | Linear
 def lower(layer: Layer, shape: Shape) -> Synapse:
     """`layer`, whose input has `shape`, as a convolution or a matrix of the same name and inputs.
 
-    A `Conv1d` becomes a convolution of height 1, a pooling and a `Scale` depthwise ones. A vector is scaled as a map of
-    one pixel, since Lava's Dense has no more than nine bits. Raises `GraphError` for any other kind of layer, and for a
-    `Scale` whose factors differ within a channel.
+    What an `EachLevel` does to every level is done to so many times the channels. A `Conv1d` becomes a convolution of
+    height 1, a pooling and a `Scale` depthwise ones. A vector is scaled as a map of one pixel, since Lava's Dense has
+    no more than nine bits. Raises `GraphError` for any other kind of layer, and for a `Scale` whose factors differ
+    within a channel.
     """
     match layer:
         case Conv2d() | Linear():
             return layer
+        case EachLevel(layer=inner):
+            one = lower(inner, shape[1:])
+            assert isinstance(one, Conv2d)  # a sum over windows: depthwise
+            repeated = np.tile(one.weight, (shape[0], 1, 1, 1))
+            zeros = np.zeros(len(repeated))
+            return replace(one, name=layer.name, weight=repeated, bias=zeros, groups=shape[0] * one.groups)
         case Conv1d(name=name, inputs=inputs, weight=weight, bias=bias):
             return Conv2d(
                 name=name,
@@ -67,7 +77,7 @@ def lower(layer: Layer, shape: Shape) -> Synapse:
             return _depthwise(name, inputs, scale.astype(np.float64).reshape(-1, 1, 1, 1))
     raise GraphError(
         f"layer {layer.name!r} ({type(layer).__name__}, input {shape}): the Lava backend knows Conv2d, Conv1d, Linear, "
-        "Scale, AvgPool2d, SumPool2d, Flatten, Add and IntegrateFire; rewrite the network with these"
+        "Scale, AvgPool2d, SumPool2d, Flatten, Add and the neurons of all schedules; rewrite the network with these"
     )
 
 
@@ -81,15 +91,18 @@ def at_rest(graph: LayerGraph, lowered: Mapping[str, Synapse], x: NDArray[np.gen
     for layer in graph:
         shape = graph.shapes[layer.name]
         inputs = [values[source] for source in layer.inputs]
+        value = np.zeros((1, *shape))  # what neurons send, and what only groups of them do
         match lowered.get(layer.name, layer):
+            case _ if isinstance(layer, EachLevel):
+                pass
             case Input():
                 value = np.asarray(x, dtype=np.float64)
-            case IntegrateFire():
-                value = np.zeros((1, *shape))
             case Add():
                 value = inputs[0] + inputs[1]
-            case Flatten():
+            case Flatten() | Impulse():
                 value = inputs[0]
+            case BiasOnce(bias=bias):
+                value = inputs[0] + bias.astype(np.float64)
             case Linear(weight=weight, bias=bias):
                 value = inputs[0] @ weight.astype(np.float64).T + bias.astype(np.float64)
             case Conv2d() as synapse:

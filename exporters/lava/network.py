@@ -31,13 +31,17 @@ class LavaNetwork(LavaPlan):
         potentials = monitor.get_data()[process.name]["act1_u"]  # [duration, *port.shape]
         process.stop()
 
-    A feed named ``name`` begins at Lava step ``offsets[name]``, counted from 0, and so do a spiking layer's spikes;
-    the readout begins at step ``delay``. Neurons are in Lava's order; ``layouts[name].from_lava`` puts recorded values
-    back into the graph's. Its attributes are those of its plan, `exporters.lava.plan.LavaPlan`.
+    A staged network takes an image every ``interval(steps)`` steps, whatever `steps`: its sources are to be made with
+    that interval and with ``once=True``. A feed named ``name`` begins at Lava step ``offsets[name]``, counted from 0,
+    and so do a spiking layer's spikes; the readout begins at step ``delay``. Neurons are in Lava's order;
+    ``layouts[name].from_lava`` puts recorded values back into the graph's. Its attributes are those of its plan,
+    `exporters.lava.plan.LavaPlan`.
     """
 
     def process(self, steps: int, lanes: int = 1, currents: Mapping[str, Float64] | None = None) -> NetworkProcess:
         """The network as one hierarchical Process, for `steps` time steps an image and `lanes` images side by side.
+
+        Those of a staged network are its own, ``interval(steps)`` from one image to the next.
 
         Several lanes need our own synapses. With Lava's own neuron, which holds its input current as its bias, the
         Process is for one image, and `currents` is one image's part of what `feed` gives.
@@ -54,4 +58,4 @@ class LavaNetwork(LavaPlan):
         if missing:
             raise InputError(f"expected the currents of {missing} for one image, from `feed`: ATRLIF holds them")
         given = {name: (currents or {})[name] for name in held}
-        return NetworkProcess(plan=self, interval=steps, lanes=lanes, currents=given)
+        return NetworkProcess(plan=self, interval=self.interval(steps), lanes=lanes, currents=given)

@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 
 from bridge import graph as layers
 from bridge.backends.protocol import expect_plain
+from bridge.errors import GraphError
 from bridge.graph import LayerGraph, Shape
 from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
+from bridge.simulate.connections import fires
+from bridge.simulate.counting_form import counting_form
 from exporters.lava.layout import Layout
 from exporters.lava.lowering import Float64, Synapse, at_rest, lower
+
+CONNECTIONS = layers.Add | layers.Flatten | layers.Impulse | layers.BiasOnce
+"""Layers that are no Process: what they read goes on to their readers, in their place."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Parts:
     * ``neuron``: ``"integrate_fire"``, ours, or ``"atrlif"``, Lava's own `ATRLIF`, for one image.
     * ``inputs``: ``"currents"``, what the images give to the first neurons, computed beforehand, or ``"graded"``, the
       images themselves.
+    * ``spikes``: ``"binary"``, or ``"graded"``, a group of neurons as one that sends its count.
     * ``fixed``: whole numbers, meant for the registers of the chip. Our parts run in floating point as well; Lava's own
       Dense then has its weights in another unit, and its ATRLIF leaks.
     """
@@ -34,24 +41,33 @@ class Parts:
     synapses: Literal["stock", "torch"] = "stock"
     neuron: Literal["integrate_fire", "atrlif"] = "integrate_fire"
     inputs: Literal["currents", "graded"] = "currents"
+    spikes: Literal["binary", "graded"] = "binary"
     fixed: bool = False
 
 
 class LavaPlan:
     """What a network of Lava's is made of, and at which of Lava's steps each value is there.
 
+    A layer at depth d, behind d synapses, runs the network's step k at Lava's step k + d. In a staged network each
+    image begins `interval` steps after the last, and layers whose windows end before a reader's opens wait until then,
+    so that images do not mix.
+
     Attributes:
-        graph: the network. parts: which Processes it is made of.
+        graph: the network as its Processes are. recorded: the network whose spikes are asked for: another one only with
+            graded spikes. parts: which Processes it is made of.
         synapses: the layers with weights, by name.
         heard: by layer, which Processes its inputs are the sum of, and how many times each.
         depths: by layer that is a Process, how many Lava steps late it is.
+        due: by layer that is a Process, the network's step, counted from 0, at which the last that it reads is there.
         fed: what the images give directly, by the layer that gets it: the layer whose output at rest it is.
     """
 
     def __init__(self, graph: LayerGraph, parts: Parts) -> None:
-        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run: staged and grouped ones, too."""
-        expect_plain(graph, "Lava")
-        self.graph = graph
+        """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run."""
+        if parts.neuron == "atrlif":
+            expect_plain(graph, "Lava's ATRLIF")
+        self.recorded = graph
+        self.graph = graph = _arranged(graph, parts)
         self.parts = parts
         self.synapses: dict[str, Synapse] = {}
         self.heard: dict[str, Counter[str]] = {}
@@ -62,31 +78,86 @@ class LavaPlan:
         for layer in graph:
             name = layer.name
             heard = sum((given[source] for source in layer.inputs), Counter[str]())
-            fires = isinstance(layer, layers.IntegrateFire)
+            instant = fires(layer) or isinstance(layer, layers.GroupSum | layers.MaxPool)
             if isinstance(layer, layers.Input):
                 if parts.inputs == "graded":
                     self.depths[name], self.fed[name] = 0, name
                 else:
                     analog.add(name)
             elif not analog.isdisjoint(layer.inputs):
-                if fires:
+                if fires(layer):
                     self.fed[name] = layer.inputs[0]
                 else:
                     analog.add(name)
-            if not isinstance(layer, layers.Input | layers.IntegrateFire | layers.Add | layers.Flatten):
+            if not instant and not isinstance(layer, layers.Input | CONNECTIONS):
                 self.synapses[name] = lower(layer, graph.shapes[layer.inputs[0]])
-            if fires or (heard and name in self.synapses):
-                self.depths[name] = self.arrival(heard) + (not fires)
+            if instant or (heard and name in self.synapses):
+                self.depths[name] = self.arrival(heard) + (not instant)
             self.heard[name] = heard
             given[name] = Counter([name]) if name in self.depths else heard
         self.output = given[graph.output.name]
         if graph.output.name in analog:
             self.fed[graph.output.name] = graph.output.name
+        self.due = self._due()
+
+    def _due(self) -> dict[str, int]:
+        """Windows tell when their layers read; what lies before is due at the earliest of its readers."""
+        last = self.graph.lasts[self.graph.output.name]
+        due = dict.fromkeys(self.depths, last)
+        for layer in reversed(self.graph.layers):
+            name = layer.name
+            if name in self.depths:
+                if isinstance(layer, layers.WindowFire):
+                    due[name] = layer.opens
+                for source in self.heard[name]:
+                    due[source] = min(due[source], due[name])
+        return due
+
+    def waits(self, source: str, until: int) -> int:
+        """How many steps the output of the Process `source` waits for a reader that is due at step `until`."""
+        layer = self.graph[source]
+        ends = isinstance(layer, layers.WindowFire | layers.Input)
+        return until - (self.graph.lasts[source] if ends else self.due[source])
+
+    @property
+    def before_readout(self) -> set[str]:
+        """The Processes between the last neurons and the readout, those neurons among them."""
+        found: set[str] = set()
+        waiting = [*self.output]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                if not isinstance(self.graph[name], layers.WindowFire):
+                    waiting += self.heard[name]
+        return found
+
+    def at_once(self, feed: Mapping[str, Float64]) -> Float64:
+        """What a staged network's readout gets once, in the order of its graph: a bias, and what images `feed` it."""
+        name = self.graph.output.name
+        return self.readout_layout.from_lava(feed[name] if name in self.fed else self.biases[name])
+
+    def interval(self, steps: int) -> int:
+        """Steps from one image to the next, if `steps` are wanted for each: a staged network takes what it takes."""
+        windows = [layer.steps for layer in self.graph if isinstance(layer, layers.WindowFire)]
+        return max(windows, default=steps)
+
+    def opens(self, name: str) -> int:
+        """The first step, counted from 0, at which the layer `name` may spike."""
+        layer = self.graph[name]
+        return layer.opens if isinstance(layer, layers.WindowFire) else 0
+
+    def shape(self, name: str) -> Shape:
+        """The shape of what layer `name` gives, the levels of groups being channels."""
+        shape = self.graph.shapes[name]
+        if isinstance(self.graph[name], layers.GroupFire | layers.EachLevel):
+            return (shape[0] * shape[1], *shape[2:])
+        return shape
 
     @property
     def layouts(self) -> dict[str, Layout]:
         """Lava's order of each spiking layer's neurons."""
-        return {name: Layout(self.graph.shapes[name]) for name in self.graph.spiking}
+        return {name: Layout(self.shape(name)) for name in self.graph.spiking}
 
     @property
     def readout_layout(self) -> Layout:
@@ -95,14 +166,23 @@ class LavaPlan:
 
     @property
     def delay(self) -> int:
-        """How many Lava steps late the readout is: the most synapses between the input and it."""
-        return self.arrival(self.output)
+        """How many Lava steps late the readout begins: the most synapses between the input and it.
+
+        In a staged network, also the steps until the last windows before it may open.
+        """
+        return self.arrival(self.output) + self.readout_begins
+
+    @property
+    def readout_begins(self) -> int:
+        """The network's step, counted from 0, at which the readout of an image begins."""
+        return self.graph.lasts[self.graph.output.name] + 1 - self.interval(1)
 
     @property
     def offsets(self) -> dict[str, int]:
         """By spiking layer and feed: how many Lava steps late its values are."""
-        feeds = {name: self.depths.get(name, self.delay) for name in self.fed}
-        return feeds | {name: self.depths[name] for name in self.graph.spiking}
+        first = {name: self.depths[name] + self.opens(name) for name in self.depths}
+        feeds = {name: first.get(name, self.delay) for name in self.fed}
+        return feeds | {name: first[name] for name in self.graph.spiking}
 
     def arrival(self, heard: Counter[str]) -> int:
         """How many Lava steps late the sum of the Processes `heard` is, the earlier ones waiting for the last."""
@@ -138,6 +218,7 @@ class LavaPlan:
     def feed(self, x: NDArray[np.floating]) -> dict[str, Float64]:
         """What images `x` ``[B, *input]`` give at each of their steps, by the layer that gets it: ``[B, *port shape]``.
 
+        In a staged network they give it once.
         Pixels for the input itself, else currents in the network's units.
         """
         if self.parts.inputs == "graded":
@@ -145,9 +226,47 @@ class LavaPlan:
         values = at_rest(self.graph, self.synapses, x)
         return {name: self._in_order(source, values[source]) for name, source in self.fed.items()}
 
+    def pool_level(self, layer: layers.EachLevel) -> layers.Array:
+        """What the units of a pool of groups have to reach: the same at each level, ``[L·C]`` or ``[L·C, …]``."""
+        unit = layer.layer
+        assert isinstance(unit, layers.AtLeast)
+        levels = self.graph.shapes[layer.name][0]
+        return np.tile(unit.level, (levels, *[1] * (unit.level.ndim - 1)))
+
+    def drive_shape(self, name: str, lanes: int) -> Shape:
+        """The shape of Lava's ports for what the layer `name` gets from images: one for all levels of a group."""
+        return Layout(self.graph.activation_shape(name)).ports(lanes)
+
     def port_shape(self, name: str, lanes: int) -> Shape:
-        """The shape of Lava's ports for what layer `name` gives, and so also for a feed of that name."""
-        return Layout(self.graph.shapes[name]).ports(lanes)
+        """The shape of Lava's ports for what layer `name` gives."""
+        return Layout(self.shape(name)).ports(lanes)
 
     def _in_order(self, name: str, values: Float64) -> Float64:
-        return np.ascontiguousarray(Layout(self.graph.shapes[name]).to_lava(values))
+        shape = self.shape(name)
+        return np.ascontiguousarray(Layout(shape).to_lava(values.reshape(-1, *shape)))
+
+
+def _arranged(graph: LayerGraph, parts: Parts) -> LayerGraph:
+    """`graph` as its Processes are: with a neuron that counts in place of each group, if spikes are graded.
+
+    Raises `GraphError` for staged networks that cannot be streamed, and for graded spikes of others than grouped ones.
+    """
+    if parts.spikes == "graded":
+        if not graph.grouped:
+            raise GraphError(
+                "graded spikes carry how many neurons of a group fire, and this network has no groups: convert with "
+                "schedule='grouped', or use spikes='binary'"
+            )
+        form = counting_form(graph)
+        if form is None:
+            raise GraphError(
+                "graded spikes carry how many neurons of a group fire; here the levels of a group are not equally far "
+                "apart, or a pool is no maximum: use spikes='binary'"
+            )
+        return form.graph
+    if graph.staged and counting_form(graph) is None:
+        raise GraphError(
+            "Lava streams staged networks in which all but spikes comes in the first step: here an image or a bias "
+            "comes at every step, or in the middle, or a pool is no maximum; convert with schedule='staged'"
+        )
+    return graph

@@ -22,18 +22,31 @@ from lava.utils.weightutils import SignMode
 from numpy.typing import NDArray
 
 from bridge import graph as layers
+from bridge.errors import GraphError
 from bridge.graph.loihi_registers import UNIT
+from bridge.simulate.connections import fires
 from exporters.lava.layout import Layout
 from exporters.lava.lowering import Float64, Synapse
 from exporters.lava.plan import LavaPlan
-from exporters.lava.processes import Delay, IntegrateFire, Readout, TorchConv, TorchDense
+from exporters.lava.processes import (
+    Delay,
+    GroupSum,
+    IntegrateFire,
+    MaxPool,
+    Readout,
+    SpikeCount,
+    Thresholds,
+    TorchConv,
+    TorchDense,
+    WindowFire,
+)
 
 SPIKE_BITS = 0  # Dense and Conv read a plain spike
 GRADED_BITS = 24  # …or a value, such as a pixel or a sum of spikes; what Loihi 2's graded spikes carry at most
 
 
 class NetworkProcess(AbstractProcess):  # type: ignore[misc]
-    """A spiking network, which takes one image after the other (or `lanes` at a time), `interval` steps each.
+    """A spiking network, which takes one image after the other (or `lanes` at a time), one every `interval` steps.
 
     `exporters.lava.network.LavaNetwork.process` makes it, and shows how to use it. The parts come into being when Lava
     compiles it; from then on ``procs`` holds them.
@@ -41,12 +54,12 @@ class NetworkProcess(AbstractProcess):  # type: ignore[misc]
     By layer name (as attributes, Lava's way, ``<layer>_in``, ``<layer>_s_out``, ``<layer>_u_out``, ``<layer>_u``):
 
     * ``inputs``, in-ports for what the images give to that layer: pixels for the network's input, else currents;
-    * ``spikes``, out-ports for 0 and 1;
+    * ``spikes``, out-ports for 0 and 1, or for counts, if spikes are graded; the levels of a group are channels;
     * ``potentials``, out-ports for u after integration, before the spike is taken off, in the network's units; Lava's
       ATRLIF has none;
     * ``states``, Vars of the neurons' own potential, which `lava.proc.monitor.process.Monitor` can probe: u after the
-      reset as `IntegrateFire` holds it, or ATRLIF's v, which spikes do not reduce; its ``refractory`` does instead,
-      and ``u = v − refractory``.
+      reset as `IntegrateFire` holds it, the potential from which `WindowFire` fires, or ATRLIF's v, which spikes do not
+      reduce; its ``refractory`` does instead, and ``u = v − refractory``. Groups have none.
 
     And ``y_out``, the readout at each step, and ``v``, its sum over the image so far. Shapes are Lava's, ``(W, H, C)``
     or ``(N,)``, with the lanes first if there are several.
@@ -66,11 +79,13 @@ class NetworkProcess(AbstractProcess):  # type: ignore[misc]
             plan=plan, interval=int(interval), lanes=int(lanes), currents=currents, name=name, log_config=log_config
         )
         stock = plan.parts.neuron == "atrlif"
-        self.inputs = {name: InPort(shape=plan.port_shape(name, lanes)) for name in plan.fed if name not in currents}
+        self.inputs = {name: InPort(shape=plan.drive_shape(name, lanes)) for name in plan.fed if name not in currents}
         self.spikes = {name: OutPort(shape=plan.port_shape(name, lanes)) for name in plan.graph.spiking}
-        self.potentials = {} if stock else {name: OutPort(shape=port.shape) for name, port in self.spikes.items()}
-        self.states = {name: Var(shape=port.shape) for name, port in self.spikes.items()}
-        self.refractory = {name: Var(shape=port.shape) for name, port in self.spikes.items()} if stock else {}
+        drives = {name: plan.drive_shape(name, lanes) for name in self.spikes}
+        self.potentials = {} if stock else {name: OutPort(shape=shape) for name, shape in drives.items()}
+        stateless = plan.recorded.grouped
+        self.states = {} if stateless else {name: Var(shape=shape) for name, shape in drives.items()}
+        self.refractory = {name: Var(shape=shape) for name, shape in drives.items()} if stock else {}
         self.y_out = OutPort(shape=plan.port_shape(plan.graph.output.name, lanes))
         self.v = Var(shape=self.y_out.shape)
         for suffix, members in (
@@ -111,18 +126,23 @@ class _Wiring:
         self.outputs: dict[str, OutPort | InPort] = {}
         self.delays: dict[tuple[str, int, int], OutPort] = {}
         for layer in self.plan.graph:
-            if isinstance(layer, layers.IntegrateFire):
-                self._add_neurons(layer)
-            elif layer.name in self.plan.synapses and layer.name in self.plan.depths:
-                self._add_synapse(self.plan.synapses[layer.name])
-            elif layer.name in self.plan.depths:
+            if layer.name not in self.plan.depths:
+                continue
+            if isinstance(layer, layers.Input):
                 self.outputs[layer.name] = proc.inputs[layer.name]
+            elif layer.name in self.plan.synapses:
+                self._add_synapse(self.plan.synapses[layer.name])
+            elif isinstance(layer, layers.GroupSum | layers.MaxPool):
+                self._add_pool(layer)
+            else:
+                self._add_neurons(layer)
         self._add_readout()
 
     def _add_synapse(self, synapse: Synapse) -> None:
         heard = self.plan.heard[synapse.name]
         ((source, count), *more) = heard.items()
-        plain = not more and count == 1 and source in self.plan.graph.spiking
+        sender = self.plan.graph[source]
+        plain = not more and count == 1 and fires(sender) and not isinstance(sender, layers.SpikeCount)
         options: dict[str, Any] = {"name": synapse.name, "num_message_bits": SPIKE_BITS if plain else GRADED_BITS}
         torch = self.plan.parts.synapses == "torch"
         if torch:
@@ -131,7 +151,7 @@ class _Wiring:
         if isinstance(synapse, layers.Conv2d):
             options |= {
                 "weight": lava_kernel(weight),
-                "input_shape": Layout(self.plan.graph.shapes[synapse.inputs[0]]).map_shape,
+                "input_shape": Layout(self.plan.shape(synapse.inputs[0])).map_shape,
                 "stride": synapse.stride[::-1],
                 "padding": synapse.padding[::-1],
                 "dilation": synapse.dilation[::-1],
@@ -146,26 +166,76 @@ class _Wiring:
         else:
             process = Dense(weights=weight, **options)
         self.parts.append(process)
-        self._connect(heard, process.s_in)
+        self._connect(heard, process.s_in, self.plan.due[synapse.name])
         self.outputs[synapse.name] = process.a_out
 
-    def _add_neurons(self, layer: layers.IntegrateFire) -> None:
-        if self.plan.parts.neuron == "atrlif":
+    def _add_pool(self, layer: layers.Layer) -> None:
+        name, before = layer.name, self.plan.graph.shapes[layer.inputs[0]]
+        if isinstance(layer, layers.MaxPool):
+            process = MaxPool(pool=layer, before=before, lanes=self.lanes, name=name)
+        else:
+            process = GroupSum(shape=self.plan.port_shape(name, self.lanes), levels=before[0], name=name)
+        self.parts.append(process)
+        self._connect(self.plan.heard[name], process.a_in, self.plan.due[name])
+        self.outputs[name] = process.a_out
+
+    def _add_neurons(self, layer: layers.Layer) -> None:
+        proc, plan, name = self.proc, self.plan, layer.name
+        if isinstance(layer, layers.WindowFire):
+            neuron = self._window_neurons(layer)
+            proc.states[name].alias(neuron.w)
+        elif isinstance(layer, layers.SpikeCount | layers.GroupFire | layers.EachLevel | layers.AtLeast):
+            neuron = self._stateless_neurons(layer)
+        elif not isinstance(layer, layers.IntegrateFire):
+            raise GraphError(f"layer {name!r}: Lava has no neuron for a {type(layer).__name__}")
+        elif plan.parts.neuron == "atrlif":
             neuron = self._stock_neurons(layer)
-            self.proc.states[layer.name].alias(neuron.v)
-            self.proc.refractory[layer.name].alias(neuron.r)
+            proc.states[name].alias(neuron.v)
+            proc.refractory[name].alias(neuron.r)
         else:
             neuron = self._own_neurons(layer)
-            self.proc.states[layer.name].alias(neuron.u)
-            neuron.u_out.connect(self.proc.potentials[layer.name])
-        neuron.s_out.connect(self.proc.spikes[layer.name])
-        self._connect(self.plan.heard[layer.name], neuron.a_in)
-        self.outputs[layer.name] = neuron.s_out
+            proc.states[name].alias(neuron.u)
+        self.parts.append(neuron)
+        if name in proc.inputs:
+            proc.inputs[name].connect(neuron.bias_in)
+        if name in proc.potentials:
+            neuron.u_out.connect(proc.potentials[name])
+        if name in proc.spikes:
+            neuron.s_out.connect(proc.spikes[name])
+        self._connect(plan.heard[name], neuron.a_in, plan.due[name])
+        self.outputs[name] = neuron.s_out
+
+    def _window_neurons(self, layer: layers.WindowFire) -> WindowFire:
+        layout = Layout(self.plan.shape(layer.name))
+        return WindowFire(
+            shape=layout.ports(self.lanes),
+            level=_per_neuron(layer.level, layout),
+            threshold=_per_neuron(layer.threshold, layout),
+            steps=layer.steps,
+            interval=self.interval,
+            offset=self.plan.offsets[layer.name],
+            name=layer.name,
+        )
+
+    def _stateless_neurons(
+        self, layer: layers.SpikeCount | layers.GroupFire | layers.EachLevel | layers.AtLeast
+    ) -> Thresholds | SpikeCount:
+        plan, name = self.plan, layer.name
+        read = Layout(plan.shape(layer.inputs[0]))
+        bias = plan.biases[layer.inputs[0]]
+        options: dict[str, Any] = {"shape": read.ports(self.lanes), "bias": bias, "name": name}
+        if isinstance(layer, layers.SpikeCount):
+            level, threshold = _per_neuron(layer.level, read), _per_neuron(layer.threshold, read)
+            return SpikeCount(level=level, threshold=threshold, most=layer.steps, **options)
+        if isinstance(layer, layers.GroupFire):
+            return Thresholds(level=np.stack([_per_neuron(level, read) for level in layer.level]), **options)
+        units = plan.pool_level(layer) if isinstance(layer, layers.EachLevel) else layer.level
+        return Thresholds(level=_per_neuron(units, read)[None], **options)
 
     def _own_neurons(self, layer: layers.IntegrateFire) -> IntegrateFire:
         layout = Layout(self.plan.graph.shapes[layer.name])
         mantissa, exponent = self.plan.bias(layer)
-        neuron = IntegrateFire(
+        return IntegrateFire(
             shape=layout.ports(self.lanes),
             level=_per_neuron(layer.level, layout),
             threshold=_per_neuron(layer.threshold, layout),
@@ -176,10 +246,6 @@ class _Wiring:
             offset=self.plan.depths[layer.name],
             name=layer.name,
         )
-        self.parts.append(neuron)
-        if layer.name in self.proc.inputs:
-            self.proc.inputs[layer.name].connect(neuron.bias_in)
-        return neuron
 
     def _stock_neurons(self, layer: layers.IntegrateFire) -> ATRLIF:
         """Lava's own neuron. It knows no rest: what it gets at each step beside spikes waits for those, if any come."""
@@ -200,7 +266,6 @@ class _Wiring:
             bias_exp=shift,
             name=layer.name,
         )
-        self.parts.append(neuron)
         if offset and constant.any():
             steps = np.zeros((*constant.shape, offset + self.interval))
             steps[..., offset:] = constant[..., None]
@@ -215,22 +280,27 @@ class _Wiring:
         readout = Readout(
             shape=self.proc.y_out.shape,
             bias=0.0 if fed else self.plan.biases[name],
+            once=self.plan.graph.staged,
             interval=self.interval,
             offset=self.plan.delay,
             name=f"{name}_readout",
         )
         self.parts.append(readout)
-        self._connect(self.plan.output, readout.a_in)
+        self._connect(self.plan.output, readout.a_in, self.plan.graph.lasts[name])
         if fed:
             self.proc.inputs[name].connect(readout.bias_in)
         readout.y_out.connect(self.proc.y_out)
         self.proc.v.alias(readout.v)
 
-    def _connect(self, heard: Counter[str], entry: InPort) -> None:
-        """Sum the Processes `heard` at `entry`, where Lava adds what arrives, all of them as late as the last."""
+    def _connect(self, heard: Counter[str], entry: InPort, due: int) -> None:
+        """Sum the Processes `heard` at `entry`, where Lava adds what arrives, all of them as late as the last.
+
+        What ends before the network's step `due` waits until then.
+        """
         arrival = self.plan.arrival(heard)
         for source, count in heard.items():
-            port = self._output(source, arrival - self.plan.depths[source], count)
+            late = arrival - self.plan.depths[source] + self.plan.waits(source, due)
+            port = self._output(source, late, count)
             if port.shape != entry.shape:  # flattened on the way, in the graph's order
                 axes, lead = list(range(len(port.shape))), int(self.lanes > 1)
                 port = port.transpose(axes[:lead] + axes[lead:][::-1]).reshape(entry.shape)
@@ -251,10 +321,10 @@ class _Wiring:
 
 
 def _per_neuron(values: NDArray[np.generic], layout: Layout) -> Float64:
-    """One value a channel, for every neuron in Lava's order."""
+    """One value a channel, or one a neuron, for every neuron in Lava's order."""
     # The reference computes in float32: its values, exactly, are the ones to use.
-    exact = values.astype(np.float32).astype(np.float64).reshape(-1, *[1] * (len(layout.shape) - 1))
-    return np.ascontiguousarray(layout.to_lava(np.broadcast_to(exact, layout.shape)))
+    exact = values.astype(np.float32).astype(np.float64)
+    return np.ascontiguousarray(layout.to_lava(layers.spread(exact, layout.shape)))
 
 
 def lava_kernel(weight: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -8,8 +8,24 @@ from exporters.lava import compat
 
 compat.apply()  # before the first module that imports Lava
 
+from exporters.lava.processes.exact import SpikeCount, Thresholds, WindowFire  # noqa: E402
 from exporters.lava.processes.neurons import IntegrateFire, Readout  # noqa: E402
+from exporters.lava.processes.pools import GroupSum, MaxPool  # noqa: E402
 from exporters.lava.processes.streams import CurrentSource, Delay, Sink, shared_array  # noqa: E402
 from exporters.lava.processes.synapses import TorchConv, TorchDense  # noqa: E402
 
-__all__ = ["CurrentSource", "Delay", "IntegrateFire", "Readout", "Sink", "TorchConv", "TorchDense", "shared_array"]
+__all__ = [
+    "CurrentSource",
+    "Delay",
+    "GroupSum",
+    "IntegrateFire",
+    "MaxPool",
+    "Readout",
+    "Sink",
+    "SpikeCount",
+    "Thresholds",
+    "TorchConv",
+    "TorchDense",
+    "WindowFire",
+    "shared_array",
+]

@@ -116,8 +116,9 @@ class Readout(AbstractProcess):  # type: ignore[misc]
     """Output neurons that do not spike: ``y_out = a_in + bias + bias_in`` at each step, and ``v``, its sum over one
     image.
 
-    ``v / t`` is the network's output after t steps of an image. Parameters as in `IntegrateFire`; after its last image
-    it goes on. Ports: ``a_in``; ``bias_in``, currents that the host computes; ``y_out``. In fixed point (tags
+    ``v / t`` is the network's output after t steps of an image. With ``once=True`` the bias counts in an image's first
+    step alone, and v at its end is the output, as of a staged network. Parameters as in `IntegrateFire`; after its last
+    image it goes on. Ports: ``a_in``; ``bias_in``, currents that the host computes; ``y_out``. In fixed point (tags
     ``fixed_pt``, ``bit_accurate_loihi``) all of it is whole, in the network's unit, and nothing saturates or wraps:
     the sum is taken where the spikes are read.
     """
@@ -127,12 +128,13 @@ class Readout(AbstractProcess):  # type: ignore[misc]
         *,
         shape: tuple[int, ...],
         bias: ArrayLike = 0.0,
+        once: bool = False,
         interval: int = 0,
         offset: int = 0,
         name: str | None = None,
         log_config: LogConfig | None = None,
     ) -> None:
-        super().__init__(shape=shape, bias=bias, name=name, log_config=log_config)
+        super().__init__(shape=shape, bias=bias, once=bool(once), name=name, log_config=log_config)
         self.a_in = InPort(shape=shape)
         self.bias_in = InPort(shape=shape)
         self.y_out = OutPort(shape=shape)
@@ -273,15 +275,22 @@ class AbstractPyReadoutModel(AbstractPyStreamModel):
     v: NDArray[Any]
     bias: NDArray[Any]
 
+    def __init__(self, proc_params: ProcessParameters) -> None:
+        super().__init__(proc_params)
+        self.once: bool = proc_params["once"]
+
     def run_spk(self) -> None:
         """One step: pass the output on, and add it to the image's sum."""
         synaptic, injected = self.a_in.recv(), self.bias_in.recv()
         if self.resting():
             self.y_out.send(np.zeros_like(self.v))
             return
+        output = synaptic + injected
         if self.first_of_image():
             self.v = np.zeros_like(self.v)
-        output = synaptic + self.bias + injected
+            output = output + self.bias
+        elif not self.once:
+            output = output + self.bias
         self.v = self.v + output
         self.y_out.send(output)
 

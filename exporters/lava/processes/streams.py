@@ -30,8 +30,9 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 class CurrentSource(AbstractProcess):  # type: ignore[misc]
     """One constant current an image: ``a_out`` is ``currents[i]`` for `interval` steps, then ``currents[i + 1]``.
 
-    ``currents`` is ``[images, *shape]``. The source is silent for its first `offset` steps and after the last image;
-    it adds no delay of its own. In fixed point (tags ``fixed_pt``, ``bit_accurate_loihi``) the currents must be whole.
+    ``currents`` is ``[images, *shape]``. With ``once=True`` each is sent in the first of its steps alone. The source is
+    silent for its first `offset` steps and after the last image; it adds no delay of its own. In fixed point (tags
+    ``fixed_pt``, ``bit_accurate_loihi``) the currents must be whole.
     """
 
     def __init__(
@@ -40,12 +41,18 @@ class CurrentSource(AbstractProcess):  # type: ignore[misc]
         currents: NDArray[Any],
         interval: int,
         offset: int = 0,
+        once: bool = False,
         name: str | None = None,
         log_config: LogConfig | None = None,
     ) -> None:
         # Not a Var: the model reads the array where it is, and a Var would copy all images.
         super().__init__(
-            currents=currents, interval=int(interval), offset=int(offset), name=name, log_config=log_config
+            currents=currents,
+            interval=int(interval),
+            offset=int(offset),
+            once=bool(once),
+            name=name,
+            log_config=log_config,
         )
         self.a_out = OutPort(shape=currents.shape[1:])
 
@@ -101,11 +108,12 @@ class AbstractPyCurrentSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
         self.currents: NDArray[Any] = proc_params["currents"]
         self.interval: int = proc_params["interval"]
         self.offset: int = proc_params["offset"]
+        self.once: bool = proc_params["once"]
 
     def run_spk(self) -> None:
         """Send the current of the image whose turn it is."""
-        image = (self.time_step - 1 - self.offset) // self.interval
-        sounding = 0 <= image < len(self.currents)
+        image, step = divmod(self.time_step - 1 - self.offset, self.interval)
+        sounding = 0 <= image < len(self.currents) and not (self.once and step)
         self.a_out.send(self.currents[image] if sounding else np.zeros(self.currents.shape[1:]))
 
 
