@@ -12,8 +12,7 @@ from bridge.graph.loihi_registers import BIAS_EXPONENT_BITS, BIAS_MANTISSA_BITS,
 from bridge.loihi.chips import Chip
 from bridge.simulate.connections import Connections
 
-NEURON_BITS = 2 * STATE_BITS + BIAS_MANTISSA_BITS + BIAS_EXPONENT_BITS
-"""A neuron's registers: membrane potential, synaptic input and bias."""
+BIAS_BITS = BIAS_MANTISSA_BITS + BIAS_EXPONENT_BITS
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,16 @@ class ChipCost:
     unshared: Cores
 
 
-def shared(chip: Chip, neurons: int, stored: int) -> Cores:
+def shared(chip: Chip, neurons: int, stored: int, potentials: int) -> Cores:
     """The cores for `neurons` whose `stored` weights take 8 bits each, zeros included, without an index.
 
     Axons are not counted, since the neurons of a population can share them.
     """
     size = _bytes(stored * WEIGHT_BITS)
-    return _least(size, _needs(chip, neurons, size))
+    return _least(size, _needs(chip, neurons, size, potentials))
 
 
-def unshared(chip: Chip, connections: Mapping[str, Connections]) -> dict[str, Cores]:
+def unshared(chip: Chip, connections: Mapping[str, Connections], potentials: int) -> dict[str, Cores]:
     """By layer, the cores if every connection of `connections`, in topological order, is stored by itself.
 
     A neuron that spikes needs an input axon in some core of each layer that hears it, and an output axon to each core
@@ -57,7 +56,7 @@ def unshared(chip: Chip, connections: Mapping[str, Connections]) -> dict[str, Co
     for name, heard in reversed(list(connections.items())):
         neurons = heard.fan_in.size
         size = _bytes(heard.total * (WEIGHT_BITS + ceil(log2(chip.neurons.value))))
-        needs = _needs(chip, neurons, size)
+        needs = _needs(chip, neurons, size, potentials)
         if chip.input_axons is not None:
             senders = sum(int(np.count_nonzero(counts)) for counts in heard.fan_out.values())
             needs["input axons"] = senders / chip.input_axons.value
@@ -74,14 +73,14 @@ def unshared(chip: Chip, connections: Mapping[str, Connections]) -> dict[str, Co
     return {name: result[name] for name in connections}
 
 
-def state_bytes(neurons: int) -> int:
-    """Bytes of the registers of `neurons`."""
-    return _bytes(neurons * NEURON_BITS)
+def state_bytes(neurons: int, potentials: int) -> int:
+    """Bytes of the registers of `neurons`: synaptic input, bias, and so many membrane `potentials` each."""
+    return _bytes(neurons * ((1 + potentials) * STATE_BITS + BIAS_BITS))
 
 
-def _needs(chip: Chip, neurons: int, size: int) -> dict[str, float]:
+def _needs(chip: Chip, neurons: int, size: int, potentials: int) -> dict[str, float]:
     """By limit, how many cores' worth `neurons` with `size` bytes of synapses take up."""
-    memory = size + (state_bytes(neurons) if chip.state_in_memory else 0)
+    memory = size + (state_bytes(neurons, potentials) if chip.state_in_memory else 0)
     return {"neurons": neurons / chip.neurons.value, "memory": memory / chip.memory.value}
 
 

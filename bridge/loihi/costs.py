@@ -1,12 +1,15 @@
-"""What a whole-number network asks of Loihi: neurons, synapses, memory, cores, and the operations of a real run."""
+"""What a whole-number network asks of Loihi: neurons, synapses, memory, cores, and the operations of a real run.
+
+Every number of the report is explained and computed here.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +17,18 @@ from numpy.typing import NDArray
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge.errors import ConversionError, ValidationError
-from bridge.graph import Affine, LayerGraph, Scale
+from bridge.graph import Affine, AtLeast, GroupFire, LayerGraph, MaxPool, Scale
 from bridge.graph.loihi_registers import WEIGHT_BITS
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
+from bridge.loihi.pipeline import Pipeline, pipeline, sources
 from bridge.records import SpikeRecord
 from bridge.simulate.connections import Connections, between, connections, fires, multiplications, weights
 from bridge.simulate.cost import fired_by
+from bridge.simulate.counting_form import counting_form
+from bridge.simulate.spike_pools import spike_pool
 
+GRADED = "grouped, graded spikes"
 SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
 
 
@@ -68,10 +75,16 @@ class LoihiReport:
     ``input_connections``: the same with weights of zero. ``ann_macs``: products of one inference of the ANN.
     ``connection_sparsity``: share of zeros among the weights of all affine layers. ``footprint_bytes``: all weights,
     each once, and the neurons' state. ``notes`` names what the estimate could not hold to.
+
+    ``schedule``: plain, staged, grouped, or grouped with graded spikes. ``steps``: an image enters every so many time
+    steps, in which every neuron is updated; 0 if not known. ``pipeline`` says when images enter and leave, and what
+    waits.
     """
 
+    schedule: str
     steps: int
     images: int
+    pipeline: Pipeline
     layers: tuple[LayerCost, ...]
     input_macs: int
     input_connections: int
@@ -105,11 +118,18 @@ class LoihiReport:
 
     @property
     def dense_operations(self) -> int:
-        """NeuroBench's dense operations: every connection, those from the images too, at every recorded step.
+        """NeuroBench's dense operations: every connection, those from the images too, at every step of an inference.
 
-        Of one step without a record.
+        A staged network gets the image once. Of one step if their number is not known.
         """
-        return max(1, self.steps) * (self.input_connections + sum(layer.connections for layer in self.layers))
+        steps = max(1, self.steps)
+        images = 1 if self.schedule == "staged" else steps
+        return images * self.input_connections + steps * sum(layer.connections for layer in self.layers)
+
+    @property
+    def input_macs_every_step(self) -> int:
+        """Those of the input, if the chip had them done at every step at which it gets the image: once, if staged."""
+        return self.input_macs * (min(1, self.steps) if self.schedule == "staged" else self.steps)
 
     @property
     def energy(self) -> Energy | None:
@@ -138,7 +158,7 @@ class LoihiReport:
         return {
             **asdict(self),
             **{name: getattr(self, name) for name in totals},
-            "input_macs_every_step": self.steps * self.input_macs,
+            "input_macs_every_step": self.input_macs_every_step,
             "energy": None if self.energy is None else {**asdict(self.energy), "note": ENERGY_NOTE},
             "cores": {
                 chip.name: dict(zip(("shared", "unshared"), self.cores(chip.name), strict=True)) for chip in CHIPS
@@ -158,6 +178,11 @@ class LoihiReport:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
+class _Run(NamedTuple):
+    fired: Mapping[str, NDArray[np.int64]]
+    images: int
+
+
 class Converted(Protocol):
     """A converted network: its spiking `graph`, and the `ann` that it came from, None if that is not known."""
 
@@ -166,14 +191,18 @@ class Converted(Protocol):
 
 
 @neutral()
-def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport:
+def report(
+    network: Converted, record: SpikeRecord | None = None, *, spikes: Literal["binary", "graded"] = "binary"
+) -> LoihiReport:
     """What the whole-number `network` asks of Loihi 1 and 2, and what it did in the run that `record` holds.
 
-    Without a record, what has to be measured (spikes, operations, energy) is None, and ``steps`` and ``images`` are 0.
-    Example: docs/loihi_report.md.
+    Of a grouped network, each neuron of a group has synapses of its own; with ``spikes="graded"`` a group is one neuron
+    that sends how many of it would fire, and `record` is that of the group. Without a record, what has to be measured
+    (spikes, operations, energy) is None, ``images`` is 0, and so is ``steps`` of a plain network, which runs for as
+    many as are wanted. Example: docs/loihi_report.md.
 
     Raises:
-        ConversionError: the network is not in whole numbers.
+        ConversionError: the network is not in whole numbers, or spikes are to be graded and it has no groups.
         ValidationError: the record is of another network, or empty.
     """
     graph = network.graph
@@ -184,9 +213,17 @@ def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport
         )
     if record is not None:
         _check(graph, record)
-    synapses, every = connections(graph, zeros=False), connections(graph, zeros=True)
-    separate = {chip.name: unshared(chip, synapses) for chip in CHIPS}
+    schedule = "staged" if graph.staged else "grouped" if graph.grouped else "plain"
+    steps = record.steps if record is not None and schedule == "plain" else 0
+    runs = 0 if record is None else record.images * (record.steps if graph.grouped else 1)  # each step is an answer
+    if spikes == "graded":
+        record = None if record is None else _senders(graph, record)
+        graph, schedule, steps = _graded(graph), GRADED, 1
     fired = fired_by(graph, record) if record is not None else {}
+    course = pipeline(graph, steps)
+    synapses, every = (_of_groups(graph, connections(graph, zeros=zeros)) for zeros in (False, True))
+    potentials = {"plain": 1, "staged": 2}.get(schedule, 0)
+    separate = {chip.name: unshared(chip, synapses, potentials) for chip in CHIPS}
     layers = tuple(
         _layer(
             name,
@@ -195,17 +232,20 @@ def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport
             every[name].total,
             between(graph, name),
             {chip: cores[name] for chip, cores in separate.items()},
-            fired,
-            record,
+            potentials,
+            course.interval,
+            _Run(fired, runs) if runs else None,
         )
         for name in synapses
     )
     stored = [layer for layer in graph if isinstance(layer, Affine | Scale)]
-    on_host = [(layer, graph.shapes[layer.inputs[0]]) for layer in stored if layer.name in graph.constant]
+    on_host = [(layer, graph.shapes[layer.inputs[0]]) for layer in stored if not sources(graph, layer)]
     tensors = [layer.weight for layer in stored if isinstance(layer, Affine)]
     zeros = sum(int((weight == 0).sum()) for weight in tensors)
     return LoihiReport(
-        steps=record.steps if record is not None else 0,
+        schedule=schedule,
+        steps=course.interval,
+        pipeline=course,
         images=record.images if record is not None else 0,
         layers=layers,
         input_macs=sum(multiplications(layer, shape, zeros=False) for layer, shape in on_host),
@@ -213,8 +253,45 @@ def report(network: Converted, record: SpikeRecord | None = None) -> LoihiReport
         ann_macs=_macs(network.ann or graph),
         connection_sparsity=zeros / max(1, sum(weight.size for weight in tensors)),
         footprint_bytes=sum(weights(layer).size for layer in stored) + sum(layer.state_bytes for layer in layers),
-        notes=tuple(_notes(network, layers)),
+        notes=tuple(_notes(network, graph, layers)),
     )
+
+
+def _graded(graph: LayerGraph) -> LayerGraph:
+    """The grouped `graph` with one neuron for each group, and pools of units as those of other networks."""
+    form = counting_form(graph)
+    if form is None or not graph.grouped:
+        raise ConversionError(
+            "loihi.report: graded spikes carry how many neurons of a group would fire, and this network has no such "
+            "groups: convert with schedule='grouped', or use spikes='binary'"
+        )
+    pools = [layer for layer in form.graph if isinstance(layer, MaxPool)]
+    shapes = form.graph.shapes
+    return form.graph.rewrite(
+        {
+            pool.name: spike_pool(pool, shapes[pool.inputs[0]], form.graph.free(f"{pool.name}_any"), whole=True)
+            for pool in pools
+        }
+    )
+
+
+def _senders(graph: LayerGraph, record: SpikeRecord) -> SpikeRecord:
+    """The record of which neurons send a graded spike: those of whose group at least one fires."""
+    shapes = {name: graph.activation_shape(name) for name in graph.spiking}
+    first = {name: record.spikes(name)[:, :, 0].reshape(record.steps, record.images, -1) for name in shapes}
+    packed = {name: np.packbits(bits, axis=-1) for name, bits in first.items()}
+    return replace(record, shapes=shapes, packed=packed, membranes={})
+
+
+def _of_groups(graph: LayerGraph, found: dict[str, Connections]) -> dict[str, Connections]:
+    """The connections `found`, those into groups for each neuron of a group."""
+    result = dict(found)
+    for name, one in found.items():
+        layer = graph[name]
+        if isinstance(layer, GroupFire):
+            fan_out = {source: counts * layer.levels for source, counts in one.fan_out.items()}
+            result[name] = Connections(fan_out, np.broadcast_to(one.fan_in, graph.shapes[name]))
+    return result
 
 
 def _check(graph: LayerGraph, record: SpikeRecord) -> None:
@@ -243,17 +320,17 @@ def _layer(
     every: int,
     layers: list[Affine | Scale],
     separate: Mapping[str, Cores],
-    fired: Mapping[str, NDArray[np.int64]],
-    record: SpikeRecord | None,
+    potentials: int,
+    interval: int,
+    run: _Run | None,
 ) -> LayerCost:
     neurons, stored = synapses.fan_in.size, sum(weights(layer).size for layer in layers)
     spikes = operations = energy = None
-    if record is not None:
-        spikes = int(fired[name].sum()) / record.images if fires else 0.0
-        operations = (
-            sum(int((counts * fired[source]).sum()) for source, counts in synapses.fan_out.items()) / record.images
-        )
-        energy = _energy(operations, neurons * record.steps)
+    if run is not None:
+        spikes = int(run.fired[name].sum()) / run.images if fires else 0.0
+        reached = sum(int((counts * run.fired[source]).sum()) for source, counts in synapses.fan_out.items())
+        operations = reached / run.images
+        energy = _energy(operations, neurons * interval)
     return LayerCost(
         name=name,
         fires=fires,
@@ -262,8 +339,8 @@ def _layer(
         connections=every,
         weights=stored,
         largest_fan_in=int(synapses.fan_in.max()),
-        state_bytes=state_bytes(neurons),
-        chips={chip.name: ChipCost(shared(chip, neurons, stored), separate[chip.name]) for chip in CHIPS},
+        state_bytes=state_bytes(neurons, potentials),
+        chips={chip.name: ChipCost(shared(chip, neurons, stored, potentials), separate[chip.name]) for chip in CHIPS},
         spikes=spikes,
         synaptic_operations=operations,
         energy=energy,
@@ -285,11 +362,17 @@ def _macs(graph: LayerGraph) -> int:
     return sum(multiplications(layer, graph.shapes[layer.inputs[0]], zeros=True) for layer in layers)
 
 
-def _notes(network: Converted, costs: tuple[LayerCost, ...]) -> Iterator[str]:
+def _notes(network: Converted, graph: LayerGraph, costs: tuple[LayerCost, ...]) -> Iterator[str]:
     if network.ann is None:
         yield "The ANN is not known: its MACs are those of the spiking network's affine layers, run once."
+    pools = [layer.name for layer in graph if isinstance(layer, AtLeast)]
+    if pools and graph is not network.graph:
+        yield (
+            f"Maximum pools of graded spikes ({', '.join(pools)}) are no synapses, which add: they take the chip's "
+            "embedded processors, and are counted as one unit for each output."
+        )
     for cost in costs:
-        for layer in between(network.graph, cost.name):
+        for layer in between(graph, cost.name):
             values = weights(layer).astype(np.int64)
             if isinstance(layer, Scale):
                 values = values // np.maximum(values & -values, 1)  # powers of two go into the synapses' exponent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -19,10 +21,44 @@ def table(report: LoihiReport) -> Group:
     return Group(_layers(report), _cores(report), _network(report), *(map(Text, (ENERGY_NOTE, *report.notes))))
 
 
+def side_by_side(reports: Mapping[str, LoihiReport]) -> Table:
+    """What `rich.print` shows of several `reports`, by name: one network under its schedules, plain at several T.
+
+    ```python
+    rich.print(loihi.side_by_side({"plain, T = 8": loihi.report(plain, record), "staged": loihi.report(staged)}))
+    ```
+    """
+    chips = [chip.name for chip in CHIPS]
+    result = _table("On Loihi, an image", "network")
+    for heading in (
+        *("steps", "latency", "in flight", "neurons", "delays", *(f"cores, {chip}" for chip in chips)),
+        *("spikes", "synaptic ops", "energy"),
+    ):
+        result.add_column(heading, justify="right")
+    for name, report in reports.items():
+        course, energy = report.pipeline, report.energy
+        result.add_row(
+            name,
+            *(_known(count) for count in (course.interval, course.latency, course.images_in_flight)),
+            *(f"{report.neurons:,}", f"{course.delayed_steps:,}"),
+            *(" | ".join(map(str, report.cores(chip))) for chip in chips),
+            *(_mean(report.spikes), _mean(report.synaptic_operations)),
+            f"{_joules(energy.low)} to {_joules(energy.high)}" if energy else "—",
+        )
+    result.caption = (
+        "Steps from one image to the next; latency in steps, one a connection included; delays in neurons × steps; "
+        "cores with weights shared | unshared; energy by Loihi 1's figures, an estimate."
+    )
+    result.caption_justify = "left"
+    return result
+
+
 def _layers(report: LoihiReport) -> Table:
     images = f"{report.images} image" + "s" * (report.images != 1)
     measured = (
-        f"an inference of T = {report.steps} time steps, mean of {images}" if report.images else "no run recorded"
+        f"{report.schedule}, an inference of T = {report.steps} time steps, mean of {images}"
+        if report.images
+        else f"{report.schedule}, no run recorded"
     )
     result = _table(f"Loihi: {measured}", "layer")
     for heading in ("neurons", "synapses", "weights", "spikes", "synaptic ops"):
@@ -56,11 +92,16 @@ def _network(report: LoihiReport) -> Table:
     result = _table("The network as a whole, an inference", "what", "value")
     energy = report.energy
     state = sum(layer.state_bytes for layer in report.layers)
+    course = report.pipeline
     rows = {
+        "steps from one image to the next": _known(course.interval),
+        "latency in steps, one a connection included": _known(course.latency),
+        "images in flight": _known(course.images_in_flight),
+        "delays: neurons × steps": f"{course.delayed_steps:,}",
         "synaptic operations (accumulates)": _mean(report.synaptic_operations),
         "dense: every connection, every step": f"{report.dense_operations:,}",
         "MACs of the input, once on the host": f"{report.input_macs:,}",
-        "MACs of the input, if at every step": f"{report.steps * report.input_macs:,}",
+        "MACs of the input, if at every step": f"{report.input_macs_every_step:,}",
         "MACs of the ANN": f"{report.ann_macs:,}",
         "activation sparsity": "—" if report.activation_sparsity is None else f"{report.activation_sparsity:.1%}",
         "connection sparsity": f"{report.connection_sparsity:.1%}",
@@ -76,6 +117,10 @@ def _network(report: LoihiReport) -> Table:
     for what, value in rows.items():
         result.add_row(what, value)
     return result
+
+
+def _known(count: int) -> str:
+    return f"{count:,}" if count else "—"
 
 
 def _mean(value: float | None) -> str:
