@@ -34,7 +34,7 @@ INSTALL = (
 ONE_AT_A_TIME = threading.Lock()
 """Lava keeps its processes in global registers and forks: two runs in one program get in each other's way."""
 
-LANES = (32, 128)
+LANES = (64, 128)
 """Images side by side in a large and in a small network; more take longer in proportion."""
 SMALL = 400_000
 """Neurons of a network, times lanes, up to which Lava's cost for a step outweighs that of the neurons."""
@@ -114,7 +114,7 @@ class LavaFixed(Lava):
       bias, or ``"graded"``, pixels enter as graded spikes, through synapses.
     * ``spikes``: ``"binary"``, or ``"graded"``, for grouped networks: each group of neurons is one that sends how many
       of it would fire, as Loihi 2's spikes carry a number. The record tells the spikes of the group.
-    * ``lanes``: how many images run side by side, with our own Processes only; by default 32, or up to 128 in
+    * ``lanes``: how many images run side by side, with our own Processes only; by default 64, or up to 128 in
       small networks.
     * ``time_limit``: as in `Lava`.
     """

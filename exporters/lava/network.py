@@ -31,9 +31,9 @@ class LavaNetwork(LavaPlan):
         potentials = monitor.get_data()[process.name]["act1_u"]  # [duration, *port.shape]
         process.stop()
 
-    A staged network takes an image every ``interval(steps)`` steps, whatever `steps`: its sources are to be made with
-    that interval and with ``once=True``. A feed named ``name`` begins at Lava step ``offsets[name]``, counted from 0,
-    and so do a spiking layer's spikes; the readout begins at step ``delay``. Neurons are in Lava's order;
+    A feed named ``name`` begins at Lava step ``offsets[name]``, counted from 0, and so do a spiking layer's spikes; the
+    readout begins at step ``delay``. A staged network takes an image every ``interval(steps)`` steps, whatever `steps`:
+    its sources are to be made with that interval and with ``once=True``. Neurons are in Lava's order;
     ``layouts[name].from_lava`` puts recorded values back into the graph's. Its attributes are those of its plan,
     `exporters.lava.plan.LavaPlan`.
     """

@@ -65,7 +65,7 @@ class LavaPlan:
     def __init__(self, graph: LayerGraph, parts: Parts) -> None:
         """Plan `graph`. Raises `GraphError` for a layer that Lava cannot run."""
         if parts.neuron == "atrlif":
-            expect_plain(graph, "Lava's ATRLIF")
+            expect_plain(graph, "Lava with neuron='atrlif'")
         self.recorded = graph
         self.graph = graph = _arranged(graph, parts)
         self.parts = parts

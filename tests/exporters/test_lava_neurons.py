@@ -142,7 +142,7 @@ def test_fixed_neurons_equal_a_loop(seed: int, interval: int, offset: int, shift
         driven.step(a_in=a.astype(np.int32), bias_in=b.astype(np.int32)) for a, b in zip(a_in, currents, strict=True)
     ]
     spikes, potentials = (np.array([step[port] for step in sent]) for port in ("s_out", "u_out"))
-    assert spikes.dtype == np.int32
+    assert spikes.dtype == np.int8
     for at in np.ndindex(shape):
         inputs, injected = a_in[:, *at].tolist(), currents[:, *at].tolist()
         theta, bias = int(threshold[at[-1]]), int(mantissa[at]) * 2 ** int(bias_exp[at])

@@ -11,11 +11,12 @@ import pytest
 import torch
 from support import networks, staged_oracle
 from support.backends import assert_equal, require
-from support.networks import Residual, qcfs
+from support.exact_networks import RANDOM, drawn
+from support.networks import qcfs
 from torch import Tensor, nn
 
 import bridge
-from bridge import QCFS, GraphError, SpikingNetwork
+from bridge import GraphError, SpikingNetwork
 from bridge.graph import AtLeast, EachLevel, GroupFire, Impulse, Input, IntegrateFire, LayerGraph, Linear
 from bridge.nir_graph import to_nir
 from bridge.simulate.reference import simulate
@@ -29,50 +30,6 @@ SOME = ("cnn", "ends_in_spikes")
 @pytest.fixture(params=NAMES)
 def backend(request):
     return require(request.param)
-
-
-def activation(channels: int, levels: int) -> QCFS:
-    """QCFS with thresholds of its own for each channel."""
-    return QCFS(levels, torch.rand(channels) + 0.3)
-
-
-def maps() -> tuple[nn.Module, tuple[int, ...]]:
-    """A residual join, a maximum that is a minimum in some channels, and a pool behind another that goes on."""
-    body = nn.Sequential(nn.Conv2d(4, 3, 3, padding=1), activation(3, 4), nn.Conv2d(3, 4, 1))
-    norm = nn.BatchNorm2d(4)
-    model = nn.Sequential(
-        *(nn.Conv2d(2, 4, 3, padding=1), activation(4, 3), Residual(body, nn.Sequential()), activation(4, 2)),
-        *(norm, nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(4, 3, 1), activation(3, 5)),
-        *(nn.AvgPool2d(3, 2, 1), nn.Flatten(), nn.Linear(12, 4), QCFS(2, 0.7), nn.Linear(4, 3)),
-    )
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([0.9, -0.7, 0.8, -0.6]))
-    return model, (2, 6, 7)
-
-
-def sequence() -> tuple[nn.Module, tuple[int, ...]]:
-    """In one dimension, with a dilated pool; the answer is of spikes."""
-    model = nn.Sequential(
-        *(nn.Conv1d(2, 3, 3), nn.MaxPool1d(2, 2, dilation=2), activation(3, 3)),
-        *(nn.Conv1d(3, 3, 3, groups=3), QCFS(4, 0.6), nn.Flatten(), nn.Linear(9, 4), QCFS(3, 0.8)),
-    )
-    return model, (2, 14)
-
-
-RANDOM = {"maps": maps, "sequence": sequence}
-
-
-@cache
-def drawn(kind: str, schedule: str, bits: int | None) -> tuple[SpikingNetwork, Tensor]:
-    """A network with random weights, in floats or in integers, and its images."""
-    torch.manual_seed(len(kind))
-    model, shape = RANDOM[kind]()
-    x = torch.rand(24, *shape)
-    network = bridge.convert(model.eval(), x, schedule=schedule)
-    if bits is None:
-        return network, x
-    whole = network.quantize(bits, x)
-    return whole, whole.pixels(x)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -92,7 +49,7 @@ def test_validated(backend, kind, schedule, bits):
 
 
 def test_what_is_validated_has_all_kinds_of_pools():
-    for kind in RANDOM:
+    for kind in ("maps", "sequence"):
         staged = drawn(kind, "staged", None)[0].graph
         grouped = drawn(kind, "grouped", None)[0].graph
         pools = [layer.name for layer in staged if isinstance(layer, AtLeast)]
@@ -311,7 +268,7 @@ def test_nothing_is_shared_with_a_copy_or_the_network(schedule):
     np.testing.assert_array_equal(network.run(x, steps).readout, expected)
 
 
-LAVAS = ("lava", "lava-fixed", "slayer", "netx")
+LAVAS = ("atrlif", "slayer", "netx")
 REASONS = {
     "staged": r"'layer_1' \(WindowFire\) fires in a window.*count none.*schedule='plain'",
     "grouped": r"'layer_1' \(GroupFire\) is a group of thresholds.*have one threshold each.*schedule='plain'",
@@ -324,6 +281,11 @@ def refusing(name: str):
         from exporters.lava_dl.netx import NetX
 
         return NetX
+    if name == "atrlif":
+        require("lava-fixed")
+        from exporters.lava import LavaFixed
+
+        return LavaFixed(neuron="atrlif").export
     return require(name).export
 
 
@@ -345,7 +307,7 @@ def pooled(schedule: str, whole: bool) -> SpikingNetwork:
 )
 def test_lava_refuses(name, schedule, whole):
     """With this reason, also where the network is not in integers, which some of them would refuse next."""
-    framework = "lava-dl" if name in ("slayer", "netx") else "Lava"
+    framework = "Lava with neuron='atrlif'" if name == "atrlif" else "lava-dl"
     with pytest.raises(GraphError, match=REASONS[schedule]) as refused:
         refusing(name)(pooled(schedule, whole).to_nir())
     assert f"the backend for {framework} " in str(refused.value)

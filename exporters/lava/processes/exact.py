@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.ports import PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
@@ -17,6 +17,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike, NDArray
 
 from bridge.graph.loihi_registers import LARGEST_STATE
+from exporters.lava.processes.ports import DenseInPort
 from exporters.lava.processes.whole import expect_whole
 
 
@@ -176,8 +177,8 @@ class AbstractPyWindowFireModel(PyLoihiProcessModel):  # type: ignore[misc]
 class PyWindowFireModelFloat(AbstractPyWindowFireModel):
     """`WindowFire` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u: NDArray[Any] = LavaPyType(np.ndarray, float)
@@ -192,9 +193,9 @@ class PyWindowFireModelFloat(AbstractPyWindowFireModel):
 class PyWindowFireModelFixed(AbstractPyWindowFireModel):
     """`WindowFire` in whole numbers of 24 bits."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     w: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
@@ -251,8 +252,8 @@ class AbstractPySpikeCountModel(AbstractPyDriveModel):
 class PyDriveModelFloat(AbstractPyDriveModel):
     """Ports and Vars in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     level: NDArray[Any] = LavaPyType(np.ndarray, float)
@@ -262,8 +263,8 @@ class PyDriveModelFloat(AbstractPyDriveModel):
 class PyDriveModelFixed(AbstractPyDriveModel):
     """Ports and Vars in whole numbers."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     level: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
@@ -282,6 +283,8 @@ class PyThresholdsModelFloat(AbstractPyThresholdsModel, PyDriveModelFloat):
 @tag("bit_accurate_loihi", "fixed_pt")
 class PyThresholdsModelFixed(AbstractPyThresholdsModel, PyDriveModelFixed):
     """`Thresholds` in whole numbers."""
+
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
 
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.ports import PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
@@ -18,6 +18,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike, NDArray
 
 from bridge.graph.loihi_registers import LARGEST_BIAS_EXPONENT, LARGEST_STATE, SHIFT, UNIT
+from exporters.lava.processes.ports import DenseInPort
 from exporters.lava.processes.whole import expect_whole
 
 HALF = LARGEST_STATE + 1  # of the 2^24 values a current can have
@@ -194,9 +195,10 @@ class AbstractPyIntegrateFireModel(AbstractPyStreamModel):
             self.u = np.zeros_like(self.u)
         potential = self.integrate(synaptic, injected)
         spikes = potential >= self.registers.level
-        self.u = potential - self.registers.threshold * spikes
-        self.u_out.send(potential / self.registers.unit)
+        if self.u_out.csp_ports:
+            self.u_out.send(potential / self.registers.unit)
         self.s_out.send(spikes)
+        self.u = potential - self.registers.threshold * spikes
 
 
 @implements(proc=IntegrateFire, protocol=LoihiProtocol)
@@ -205,8 +207,8 @@ class AbstractPyIntegrateFireModel(AbstractPyStreamModel):
 class PyIntegrateFireModelFloat(AbstractPyIntegrateFireModel):
     """`IntegrateFire` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u: NDArray[Any] = LavaPyType(np.ndarray, float)
@@ -234,9 +236,9 @@ class PyIntegrateFireModelFixed(AbstractPyIntegrateFireModel):
     the current, ``dv=0, du=4095``).
     """
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)  # whole 64ths, where a bias's exponent is below 6
     u: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     level: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=17)
@@ -262,11 +264,16 @@ class PyIntegrateFireModelFixed(AbstractPyIntegrateFireModel):
     def integrate(self, synaptic: NDArray[Any], injected: NDArray[Any]) -> NDArray[Any]:
         """The sum, where the synaptic current wraps and the potential saturates."""
         current = np.left_shift(synaptic, SHIFT)
-        # As in Lava's LIF, once and no further, and to −HALF + 1 … HALF.
-        current = np.where(current > HALF, current - 2 * HALF, np.where(current <= -HALF, current + 2 * HALF, current))
-        bias = self.registers.bias + np.left_shift(injected, self.shift)
-        potential: NDArray[Any] = np.clip(self.u + current + bias, -LARGEST_STATE, LARGEST_STATE)
-        return potential
+        if current.max() > HALF or current.min() <= -HALF:
+            # As in Lava's LIF, once and no further, and to −HALF + 1 … HALF.
+            current = np.where(
+                current > HALF, current - 2 * HALF, np.where(current <= -HALF, current + 2 * HALF, current)
+            )
+        potential: NDArray[Any] = self.u + current
+        potential += self.registers.bias
+        if injected.ndim:
+            potential += np.left_shift(injected, self.shift)
+        return np.clip(potential, -LARGEST_STATE, LARGEST_STATE, out=potential)
 
 
 class AbstractPyReadoutModel(AbstractPyStreamModel):
@@ -285,7 +292,7 @@ class AbstractPyReadoutModel(AbstractPyStreamModel):
         if self.resting():
             self.y_out.send(np.zeros_like(self.v))
             return
-        output = synaptic + injected
+        output = np.broadcast_to(synaptic + injected, self.bias.shape)
         if self.first_of_image():
             self.v = np.zeros_like(self.v)
             output = output + self.bias
@@ -301,8 +308,8 @@ class AbstractPyReadoutModel(AbstractPyStreamModel):
 class PyReadoutModelFloat(AbstractPyReadoutModel):
     """`Readout` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
     y_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     v: NDArray[Any] = LavaPyType(np.ndarray, float)
     bias: NDArray[Any] = LavaPyType(np.ndarray, float)
@@ -314,8 +321,8 @@ class PyReadoutModelFloat(AbstractPyReadoutModel):
 class PyReadoutModelFixed(AbstractPyReadoutModel):
     """`Readout` in whole numbers; the sum has 64 bits."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    bias_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     y_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=32)
     v: NDArray[Any] = LavaPyType(np.ndarray, np.int64, precision=64)
     bias: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)

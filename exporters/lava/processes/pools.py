@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.ports import PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
@@ -16,6 +16,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from bridge import graph as layers
 from bridge.simulate.ops import evaluate
 from exporters.lava.layout import Layout
+from exporters.lava.processes.ports import DenseInPort
 
 
 class GroupSum(AbstractProcess):  # type: ignore[misc]
@@ -97,7 +98,7 @@ class AbstractPyMaxPoolModel(PyLoihiProcessModel):  # type: ignore[misc]
 class PyGroupSumModelFloat(AbstractPyGroupSumModel):
     """`GroupSum` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
@@ -107,7 +108,7 @@ class PyGroupSumModelFloat(AbstractPyGroupSumModel):
 class PyGroupSumModelFixed(AbstractPyGroupSumModel):
     """`GroupSum` in whole numbers."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
 
 
@@ -117,7 +118,7 @@ class PyGroupSumModelFixed(AbstractPyGroupSumModel):
 class PyMaxPoolModelFloat(AbstractPyMaxPoolModel):
     """`MaxPool` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
@@ -127,5 +128,5 @@ class PyMaxPoolModelFloat(AbstractPyMaxPoolModel):
 class PyMaxPoolModelFixed(AbstractPyMaxPoolModel):
     """`MaxPool` in whole numbers."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.ports import PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
@@ -17,6 +17,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import DTypeLike, NDArray
 
+from exporters.lava.processes.ports import DenseInPort
 from exporters.lava.processes.whole import expect_whole
 
 
@@ -145,15 +146,18 @@ class AbstractPyDelayModel(PyLoihiProcessModel):  # type: ignore[misc]
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)
         self.gain: float = proc_params["gain"]
-        self.line = deque(np.zeros((proc_params["steps"], *proc_params["shape"])))
+        self.line = deque([np.zeros(proc_params["shape"], np.int8)] * proc_params["steps"])  # until data have come
 
     def run_spk(self) -> None:
         """Send what came in `steps` steps ago, first of all so that a loop through this Process can go on."""
         if not self.line:
-            self.a_out.send(self.gain * self.a_in.recv())
+            self._send(self.a_in.recv())
             return
-        self.a_out.send(self.gain * self.line.popleft())
+        self._send(self.line.popleft())
         self.line.append(self.a_in.recv())
+
+    def _send(self, data: NDArray[Any]) -> None:
+        self.a_out.send(data if self.gain == 1 else self.gain * data)
 
 
 @implements(proc=Delay, protocol=LoihiProtocol)
@@ -162,7 +166,7 @@ class AbstractPyDelayModel(PyLoihiProcessModel):  # type: ignore[misc]
 class PyDelayModelFloat(AbstractPyDelayModel):
     """`Delay` in float64."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
@@ -172,7 +176,7 @@ class PyDelayModelFloat(AbstractPyDelayModel):
 class PyDelayModelFixed(AbstractPyDelayModel):
     """`Delay` in whole numbers; their product with the gain is exact below 2^53, and sent in 32 bits."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=32)
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=32)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=32)
 
     def __init__(self, proc_params: ProcessParameters) -> None:
@@ -186,7 +190,7 @@ class PyDelayModelFixed(AbstractPyDelayModel):
 class PySinkModel(PyLoihiProcessModel):  # type: ignore[misc]
     """`Sink`, in the type of its buffer. What Lava's models send, whole or not, float64 holds."""
 
-    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
 
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.ports import PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bridge.graph.loihi_registers import LARGEST_STATE, WEIGHT_BITS
+from exporters.lava.processes.ports import DenseInPort
 from exporters.lava.processes.whole import expect_whole
 
 HALF = LARGEST_STATE + 1  # of the 2^24 values that Conv's 24 bits hold
@@ -175,7 +176,7 @@ class AbstractPyTorchDenseModel(AbstractPyTorchModel):
 class AbstractPyTorchModelFloat(AbstractPyTorchModel):
     """Synapses in float64."""
 
-    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_in: DenseInPort = LavaPyType(DenseInPort, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     a_buf: NDArray[Any] = LavaPyType(np.ndarray, float)
 
@@ -188,7 +189,7 @@ class AbstractPyTorchModelFloat(AbstractPyTorchModel):
 class AbstractPyTorchModelFixed(AbstractPyTorchModel):
     """Synapses in whole numbers, computed in floating point that holds all sums: float32 as often as that does."""
 
-    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    s_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     a_buf: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
 
@@ -200,7 +201,8 @@ class AbstractPyTorchModelFixed(AbstractPyTorchModel):
     def accumulate(self, messages: NDArray[Any]) -> NDArray[Any]:
         """Exact sums, and what Lava makes of those that 24 bits do not hold."""
         given = torch.from_numpy(messages)
-        if self.largest * int(np.abs(messages).max()) < HALF:
+        largest = int(np.abs(messages).max()) if self.num_message_bits else 1
+        if self.largest * largest < HALF:
             return self.apply(given.float(), self.weight).int().numpy()
         return self.hold(self.apply(given.double(), self.weight.double()).long().numpy())
 
