@@ -16,7 +16,7 @@ from support.lava import FIXED, FLOAT, LAVA, Driven
 
 import bridge
 from bridge import GraphError, InputError
-from bridge.graph import BiasOnce, Input, LayerGraph, Linear, MaxPool, WindowFire
+from bridge.graph import BiasOnce, Conv2d, Input, LayerGraph, Linear, MaxPool, WindowFire
 from bridge.nir_graph import to_nir
 from bridge.zoo.digits import load_digits
 from bridge.zoo.pretrained import pretrained
@@ -53,6 +53,7 @@ def test_staged_in_floating_point(name):
     np.testing.assert_array_equal(record.outputs()[-1], expected.output)
     for layer, membranes in zip(network.layers, expected.membranes, strict=True):
         window = network.graph[layer]
+        assert isinstance(window, WindowFire)
         inside = slice(window.opens, window.opens + window.steps)
         np.testing.assert_array_equal(record.membranes[layer][inside], membranes[inside], err_msg=layer)
         assert not np.delete(record.membranes[layer], np.r_[inside], axis=0).any()
@@ -279,10 +280,11 @@ def test_only_what_comes_once_is_streamed():
 def test_what_the_registers_do_not_hold_is_refused():
     network, x = drawn("maps", "grouped", 8)
     layer = network.graph["layer_0"]
+    assert isinstance(layer, Conv2d)
     weight = layer.weight.copy()
     weight[0, 0, 0, 0] = 200
     wide = network.graph.rewrite({layer.name: [replace(layer, weight=weight)]})
     with pytest.raises(GraphError, match=r"its weights go from .* a synapse holds -128 to 127"):
         LavaFixed(spikes="graded").export(to_nir(wide))
     with pytest.raises(InputError, match="whole numbers from 0 to 255"):
-        LavaFixed().run(LavaFixed().export(network.to_nir()), x.numpy() + 0.5, 1)
+        LavaFixed().run(LavaFixed().export(network.to_nir()), x.numpy() + np.float32(0.5), 1)

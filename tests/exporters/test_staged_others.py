@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import networks, staged_oracle
 from support.backends import assert_equal, require
-from support.exact_networks import RANDOM, drawn
+from support.exact_networks import drawn
 from support.networks import qcfs
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ from bridge.simulate.reference import simulate
 
 NAMES = ("nengo", "rockpool", "spyx")
 SCHEDULES = ("staged", "grouped")
+POOLED = ("maps", "sequence")
+"""Networks of `exact_networks.RANDOM` with pools of all kinds."""
 SOME = ("cnn", "ends_in_spikes")
 """Networks of `networks.ALL` that Spyx compiles in short."""
 
@@ -34,7 +36,7 @@ def backend(request):
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("kind", RANDOM)
+@pytest.mark.parametrize("kind", POOLED)
 def test_validated(backend, kind, schedule, bits):
     network, x = drawn(kind, schedule, bits)
     for images in (x[:9], x[-1:]):
@@ -49,7 +51,7 @@ def test_validated(backend, kind, schedule, bits):
 
 
 def test_what_is_validated_has_all_kinds_of_pools():
-    for kind in ("maps", "sequence"):
+    for kind in POOLED:
         staged = drawn(kind, "staged", None)[0].graph
         grouped = drawn(kind, "grouped", None)[0].graph
         pools = [layer.name for layer in staged if isinstance(layer, AtLeast)]
