@@ -110,8 +110,8 @@ def table(results: dict[str, Any]) -> str:
         first = next(iter(found.values()))
         wrong = sum(row["spikes_wrong"] + row["outputs_wrong"] for row in found.values())
         lines += [
-            f"**{title}**: accuracy on {first['images']:,} test images (emulator); {first['in_lava']:,} of them in Lava "
-            f"itself, {wrong:,} spikes or outputs that differ from the emulator's.\n",
+            f"**{title}**: accuracy on {first['images']:,} test images (emulator); {first['in_lava']:,} of them in "
+            f"Lava itself, {wrong:,} spikes or outputs that differ from the emulator's.\n",
             f"| | {' | '.join(heads)} |",
             "|---|" + "---:|" * len(heads),
         ]

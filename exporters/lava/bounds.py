@@ -100,9 +100,7 @@ def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None
                 )
 
 
-def _engine_finds_none(
-    network: LavaPlan, neurons: list[IntegrateFire], x: NDArray[np.floating], steps: int
-) -> bool:
+def _engine_finds_none(network: LavaPlan, neurons: list[IntegrateFire], x: NDArray[np.floating], steps: int) -> bool:
     """Whether no potential leaves its register: the engine is fast, but does not say where one does."""
     limits = {neuron.name: float(largest_potential(network, neuron)) for neuron in neurons}
     try:

@@ -7,6 +7,7 @@ little there is to compute. With `lanes`, one step serves that many images: ever
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from bridge.graph import Affine, Conv2d, Linear
 from bridge.graph.loihi_registers import LARGEST_STATE, WEIGHT_BITS
+from bridge.graph.ranges import Range
+from bridge.simulate.engine.kernels import Kernel, int8
 from exporters.lava.processes.ports import DenseInPort
 from exporters.lava.processes.whole import expect_whole
 
@@ -131,8 +135,20 @@ class AbstractPyTorchModel(PyLoihiProcessModel):  # type: ignore[misc]
         torch.set_num_threads(1)
         torch.backends.nnpack.set_flags(False)  # its fast convolutions round, even where all sums are whole
 
+    def sums(self, images: Tensor, weight: Tensor) -> Tensor:
+        """`images` through the synapses of this `weight`, of one floating point type, in torch's order."""
+        raise NotImplementedError
+
+    def in_order(self, messages: Tensor, sums: Kernel) -> Tensor:
+        """What `sums` makes of `messages`; they and it in the shapes of the ports."""
+        raise NotImplementedError
+
     def apply(self, messages: Tensor, weight: Tensor) -> Tensor:
-        """`messages` through the synapses, of one floating point type, in the shapes of the ports."""
+        """`messages` through the synapses of this `weight`, in the shapes of the ports."""
+        return self.in_order(messages, lambda images: self.sums(images, weight))
+
+    def layer(self) -> Affine:
+        """The synapses as the engine knows them."""
         raise NotImplementedError
 
     def accumulate(self, messages: NDArray[Any]) -> NDArray[Any]:
@@ -154,11 +170,20 @@ class AbstractPyTorchConvModel(AbstractPyTorchModel):
         kernel = proc_params["weight"][:, ::-1, ::-1].transpose(0, 3, 1, 2)  # torch correlates; [C_out, C_in, W, H]
         self.weight = torch.from_numpy(kernel.astype(np.float64)).to(memory_format=torch.channels_last)
 
-    def apply(self, messages: Tensor, weight: Tensor) -> Tensor:
-        """The convolution. Lava's order is torch's channels_last, width and height exchanged."""
+    def sums(self, images: Tensor, weight: Tensor) -> Tensor:
+        """The convolution."""
+        return F.conv2d(images, weight, **self.proc_params["geometry"])
+
+    def in_order(self, messages: Tensor, sums: Kernel) -> Tensor:
+        """Lava's order is torch's channels_last, width and height exchanged."""
         images = messages if messages.ndim == 4 else messages[None]
-        sums = F.conv2d(images.permute(0, 3, 1, 2), weight, **self.proc_params["geometry"]).permute(0, 2, 3, 1)
-        return sums if messages.ndim == 4 else sums[0]
+        found = sums(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return found if messages.ndim == 4 else found[0]
+
+    def layer(self) -> Affine:
+        """The convolution as the engine knows it."""
+        weight, bias = self.weight.numpy(), np.zeros(len(self.weight), np.float32)
+        return Conv2d(name="", inputs=("",), weight=weight, bias=bias, **self.proc_params["geometry"])
 
 
 class AbstractPyTorchDenseModel(AbstractPyTorchModel):
@@ -168,9 +193,18 @@ class AbstractPyTorchDenseModel(AbstractPyTorchModel):
         super().__init__(proc_params)
         self.weight = torch.from_numpy(proc_params["weights"].astype(np.float64))
 
-    def apply(self, messages: Tensor, weight: Tensor) -> Tensor:
+    def sums(self, images: Tensor, weight: Tensor) -> Tensor:
         """The product."""
-        return F.linear(messages, weight)
+        return F.linear(images, weight)
+
+    def in_order(self, messages: Tensor, sums: Kernel) -> Tensor:
+        """A vector has one order."""
+        return sums(messages) if messages.ndim == 2 else sums(messages[None])[0]
+
+    def layer(self) -> Affine:
+        """The product as the engine knows it."""
+        bias = np.zeros(len(self.weight), np.float32)
+        return Linear(name="", inputs=("",), weight=self.weight.numpy(), bias=bias)
 
 
 class AbstractPyTorchModelFloat(AbstractPyTorchModel):
@@ -187,7 +221,7 @@ class AbstractPyTorchModelFloat(AbstractPyTorchModel):
 
 
 class AbstractPyTorchModelFixed(AbstractPyTorchModel):
-    """Synapses in whole numbers, computed in floating point that holds all sums: float32 as often as that does."""
+    """Synapses in whole numbers, computed in what holds all sums: bytes, for plain spikes, float32 or float64."""
 
     s_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
@@ -198,8 +232,16 @@ class AbstractPyTorchModelFixed(AbstractPyTorchModel):
         self.largest = float(self.weight.abs().flatten(1).sum(1).max())  # what messages of 1 can come to
         self.weight = self.weight.float()
 
+    @cached_property
+    def in_bytes(self) -> Kernel | None:
+        """Sums of plain spikes in int8 arithmetic; None where it would not be exact."""
+        one, most = np.ones(1), np.array([self.largest])
+        return int8(self.layer(), Range(0 * one, one, one), Range(-most, most, most))
+
     def accumulate(self, messages: NDArray[Any]) -> NDArray[Any]:
         """Exact sums, and what Lava makes of those that 24 bits do not hold."""
+        if not self.num_message_bits and self.in_bytes is not None:
+            return self.in_order(torch.from_numpy(messages.view(np.uint8)), self.in_bytes).int().numpy()
         given = torch.from_numpy(messages)
         largest = int(np.abs(messages).max()) if self.num_message_bits else 1
         if self.largest * largest < HALF:
