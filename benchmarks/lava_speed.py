@@ -142,7 +142,7 @@ def main() -> None:
     out = parser.parse_args().out
     cases = {
         "digits CNN, 8×8": (digits(), ((8, 40), (8, 136), (128, 2176), (2176, 21760))),
-        "ResNet-20, 32×32": (resnet20(), ((1, 3), (1, 9), (64, 320), (64, 512))),
+        "ResNet-20, 32×32": (resnet20(), ((1, 5), (9, 65), (64, 448), (64, 512))),
     }
     results: dict[str, object] = {"steps": STEPS, "runs": RUNS, "cores": os.cpu_count()}
     print("| network | synapses | images | seconds | images/s | without start-up | ratio |\n" + "|---" * 7 + "|")
