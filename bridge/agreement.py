@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge._util.files import replacing
+from bridge._util.typed import typed
 from bridge.errors import InputError
 
 FORMAT = 3
@@ -228,27 +229,32 @@ class Agreement:
                 raise InputError(f"{path}: expected the object that Agreement.save writes, got {type(saved).__name__}")
             if saved["format"] != FORMAT:
                 raise InputError(f"{path}: written as format {saved['format']}, this version reads {FORMAT}")
-            return Agreement(
-                steps=saved["steps"],
-                neurons=saved["neurons"],
-                ann_accuracy=saved["ann_accuracy"],
-                reference=_backend(saved["reference"]),
-                backends={name: _backend(backend) for name, backend in saved["backends"].items()},
-                between=saved["between"],
-                rate_error=None if saved["rate_error"] is None else RateError(**saved["rate_error"]),
-                equals_ann=None if saved["equals_ann"] is None else EqualsANN(**saved["equals_ann"]),
-                costs=saved["costs"],
-                samples=saved["samples"],
-                environment=saved["environment"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+            values = {name: value for name, value in saved.items() if name not in ("format", "agreed")}
+            values["reference"] = _stored(saved["reference"])
+            values["backends"] = {name: _stored(backend) for name, backend in saved["backends"].items()}
+            agreement: Agreement = typed(values, Agreement)
+            agreement._expect_steps()
+        except InputError:
+            raise
+        except Exception as error:  # a file that somebody changed can hold anything, however deep
             raise InputError(f"{path}: no agreement can be read from it ({type(error).__name__}: {error})") from error
+        return agreement
+
+    def _expect_steps(self) -> None:
+        """Raise `ValueError` unless every list that runs over the time steps does."""
+        for name, run in {"reference": self.reference, **self.backends}.items():
+            rows = {f"{name}.differing.{layer}": row for layer, row in run.differing.items()}
+            for kind in ("rate_error", "rate_error_max", "cosine", "within"):
+                rows |= {f"{name}.{kind}.{layer}": row for layer, row in (getattr(run, kind) or {}).items()}
+            for kind in ("top1_reference", "top1_ann", "accuracy"):
+                rows |= {} if getattr(run, kind) is None else {f"{name}.{kind}": getattr(run, kind)}
+            for place, row in rows.items():
+                if len(row) != self.steps:
+                    raise ValueError(f"{place}: expected a number for each of {self.steps} steps, got {len(row)}")
+            if set(run.differing) != set(self.neurons):
+                raise ValueError(f"{name}.differing: expected the layers {[*self.neurons]}, got {[*run.differing]}")
 
 
-def _backend(saved: dict[str, Any]) -> BackendAgreement:
-    derived = ("total_differing", "first", "agreed")
-    values = {name: value for name, value in saved.items() if name not in derived}
-    found = [Divergence(**{**one, "neuron": tuple(one["neuron"])}) for one in values.pop("divergences")]
-    return BackendAgreement(**values, divergences=found)
+def _stored(backend: dict[str, Any]) -> dict[str, Any]:
+    """What is saved of a backend without what follows from it."""
+    return {name: value for name, value in backend.items() if name not in ("total_differing", "first", "agreed")}

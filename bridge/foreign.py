@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge._util.checks import positive
+from bridge._util.checks import time_steps
 from bridge._util.neutral import neutral
 from bridge.converters.nir_graphs.third_party import parse
 from bridge.errors import InputError
@@ -66,8 +66,8 @@ class ForeignNetwork:
         shape = self._graph.shapes[self._graph.input]
         named = ", ".join(map(str, shape))
         if tuple(x.shape[1:]) == shape:
-            x = x.expand(positive(steps, "steps"), *x.shape)
-        elif tuple(x.shape[2:]) != shape or (steps is not None and positive(steps, "steps") != len(x)):
+            x = x.expand(time_steps(steps), *x.shape)
+        elif tuple(x.shape[2:]) != shape or (steps is not None and time_steps(steps) != len(x)):
             raise InputError(
                 f"x: expected [B, {named}] with steps, or [T, B, {named}] of T = steps, got {list(x.shape)} and "
                 f"steps = {steps!r}"

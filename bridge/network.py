@@ -1,4 +1,7 @@
-"""What `bridge.convert` returns: a spiking network that can be run, written as NIR, and held against its ANN."""
+"""What `bridge.convert` returns: a spiking network that can be run, written as NIR, and held against its ANN.
+
+One file, though long: it is what users read first, and each of its methods is short and delegates.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from bridge._util.checks import positive, usable_device
+from bridge._util.checks import positive, time_steps, usable_device
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge.agreement import Agreement
@@ -25,7 +28,7 @@ from bridge.converters.onnx_files import capture as onnx_capture
 from bridge.converters.onnx_files import writer as onnx_writer
 from bridge.converters.torch_models import model as torch_model
 from bridge.converters.torch_models.input_shape import checked_shape, shape_of_example, shape_of_model
-from bridge.errors import ConversionError, GraphError, InputError, LossyWarning
+from bridge.errors import BridgeError, ConversionError, GraphError, InputError, LossyWarning
 from bridge.foreign import ForeignNetwork
 from bridge.graph import LayerGraph, Shape
 from bridge.graph.pixel_grid import PixelGrid
@@ -99,8 +102,8 @@ class SpikingNetwork:
     def _steps(self, steps: int | None) -> int:
         """`steps`, or the latency if they are left out. Raises `InputError` for none, or too few."""
         if self.latency is None:
-            return positive(steps, "steps")
-        if steps is not None and positive(steps, "steps") < self.latency:
+            return time_steps(steps)
+        if steps is not None and time_steps(steps) < self.latency:
             raise InputError(
                 f"steps: this staged network's output is complete after {self.latency} steps, got {steps}; leave steps "
                 "out, or convert with fewer steps per layer: convert(..., schedule='staged', steps=T)"
@@ -198,7 +201,7 @@ class SpikingNetwork:
         """
         self._expect_plain("calibrate", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("calibrate")
-        x, steps = checked(self.graph, data, "data"), positive(steps, "steps")
+        x, steps = checked(self.graph, data, "data"), time_steps(steps)
         fitted = best_fit(self.graph, ann, x, steps, kinds)
         return self if fitted is self.graph else SpikingNetwork(fitted, ann)
 
@@ -219,7 +222,7 @@ class SpikingNetwork:
         """
         self._expect_plain("time_biased", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("time_biased")
-        return time_biased(self.graph, ann, checked(self.graph, data, "data"), positive(steps, "steps"))
+        return time_biased(self.graph, ann, checked(self.graph, data, "data"), time_steps(steps))
 
     def _to_be_fitted(self, what: str) -> LayerGraph:
         """The ANN that `what` fits this network to."""
@@ -265,7 +268,7 @@ class SpikingNetwork:
         check_arguments(weight_bits, scheme)
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
-        x, steps = checked(self.graph, calibration, "calibration"), positive(steps, "steps")
+        x, steps = checked(self.graph, calibration, "calibration"), time_steps(steps)
         if self.latency is None:
             return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
         if self.ann is None:
@@ -429,7 +432,7 @@ def convert(
             f"steps: the plain schedule has no number of steps of its own, got {steps!r}; "
             "pass it to run, simulate or validate"
         )
-    steps = None if steps is None else positive(steps, "steps")
+    steps = None if steps is None else time_steps(steps)
     with neutral():
         if isinstance(model, ExportedProgram):
             told = example_input is not None or input_shape is not None
@@ -480,7 +483,15 @@ def load(path: str | Path, dt: float | None = None) -> SpikingNetwork | ForeignN
         GraphError: the file is missing or damaged, or a node in it, which the message names, is unknown or ambiguous.
         InputError: `dt` is given for a network of this package, which counts time in steps.
     """
-    graph = files.read(path)
+    try:
+        return _network_of(files.read(path), path, dt)
+    except BridgeError:
+        raise
+    except Exception as error:  # what no rule has foreseen is still the file's fault
+        raise GraphError(f"{path}: damaged, or not a NIR graph ({type(error).__name__}: {error})") from error
+
+
+def _network_of(graph: nir.NIRGraph, path: str | Path, dt: float | None) -> SpikingNetwork | ForeignNetwork:
     try:
         layers = ours.from_nir(graph)
     except ours.RuleError as refused:

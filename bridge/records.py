@@ -198,8 +198,9 @@ class Recorder:
 
         Raises `ValidationError` for other values: what would be recorded is not what the next layer hears.
         """
-        fired = spikes if spikes.dtype == np.bool_ else spikes != 0
-        if fired is not spikes and not np.array_equal(spikes == 1, fired):
+        given = spikes.dtype == np.bool_
+        fired = spikes.view(np.bool_) if given else spikes != 0
+        if not given and not np.array_equal(spikes == 1, fired):
             worst = spikes[fired & (spikes != 1)].flat[0]
             step = len(self._packed[layer]) + 1
             raise ValidationError(f"{self.backend}: layer {layer!r} says {worst} at step {step}; a spike is 0 or 1")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge._util.checks import positive
+from bridge._util.checks import time_steps
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge._util.progress import progress
@@ -168,7 +168,7 @@ def reduce(
         GraphError: the backend cannot run the network.
         ValidationError: its record does not fit the network.
     """
-    images, steps = checked(network.graph, x), positive(network.latency if steps is None else steps, "steps")
+    images, steps = checked(network.graph, x), time_steps(network.latency if steps is None else steps)
     backend = registry.usable(backend)
     size = batch_size(network.graph, steps)
     for start in progress(range(0, len(images), size), f"reducing: looking where {backend.name} differs"):

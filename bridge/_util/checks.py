@@ -20,6 +20,18 @@ def positive(value: object, what: str) -> int:
     return int(value)
 
 
+MOST_STEPS = 2**24
+"""Up to here, float32 counts time steps, and the spikes in them, exactly."""
+
+
+def time_steps(value: object) -> int:
+    """`value`, a number of time steps. Raises `InputError` if it is none, or more than float32 can count."""
+    steps = positive(value, "steps")
+    if steps > MOST_STEPS:
+        raise InputError(f"steps: expected at most {MOST_STEPS}, up to which float32 counts exactly, got {value}")
+    return steps
+
+
 def is_real(value: object) -> bool:
     """Whether `value` is one real number, of Python's or of numpy's; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

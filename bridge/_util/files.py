@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[BytesIO]:
         InputError: `path` is no path, or a folder, or a disk.
         FileError: the system does not let it be written: no permission, no space, a name too long.
     """
-    if not isinstance(path, str | os.PathLike) or str(path) == "":
+    if not isinstance(path, str | os.PathLike) or str(path) == "" or "\0" in str(path):
         raise InputError(f"expected the path of a file to write, got {path!r}")
     path = Path(path)
     with _reported(path):

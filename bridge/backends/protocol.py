@@ -11,7 +11,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge._util.checks import positive
+from bridge._util.checks import time_steps
 from bridge._util.neutral import neutral
 from bridge.errors import GraphError, InputError
 from bridge.graph import AtLeast, GroupFire, Layer, LayerGraph, WindowFire
@@ -101,4 +101,4 @@ def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: in
         raise InputError(f"expected images [B, {', '.join(map(str, graph_input))}], got {x.shape}")
     if not np.isfinite(x).all():
         raise InputError(f"the images hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
-    positive(steps, "steps")
+    time_steps(steps)

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge import errors
-from bridge._util.checks import positive
+from bridge._util.checks import time_steps
 from bridge.backends.protocol import Availability
 from bridge.backends.settings import TIME_LIMIT, time_limit, variable
 from bridge.backends.subprocess_worker import IMAGES, NETWORK, RECORD
@@ -127,7 +127,7 @@ class RemoteNetwork:
 
     def run(self, x: NDArray[np.float32], steps: int, membranes: bool) -> SpikeRecord:
         """Run images `x` ``[B, *input]`` over there for `steps` time steps."""
-        steps = positive(steps, "steps")
+        steps = time_steps(steps)
         if os.getpid() != self._owner:
             raise BackendError(
                 f"backend {self.backend.name!r}: this network was exported before this process was forked, and what "

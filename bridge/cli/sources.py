@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from bridge.errors import BridgeError, InputError
 from bridge.network import SpikingNetwork, convert, load
 
 ARRAYS = (".npy", ".npz")
+MEMORY, EXPANSION = 512 * 2**20, 16
+"""What an array may take in memory: so many bytes, and so many times its file's size beside it."""
+LARGEST_PICTURE = 2**25
+"""Pixels of the largest picture that is read."""
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -87,7 +92,7 @@ def images(source: Path, key: str | None = None) -> Tensor:
     Raises:
         InputError: there is no such file, it holds no such array, pictures differ in size, or Pillow is not installed.
     """
-    array = _pictures(source) if source.is_dir() else _array(source, key)
+    array = _pictures(source) if _is_folder(source) else _array(source, key)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{source}: expected numbers, got {array.dtype}")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -101,25 +106,41 @@ def labels(source: Path, key: str | None = None) -> NDArray[np.integer]:
     return array.astype(np.int64)
 
 
+def _is_folder(source: Path) -> bool:
+    try:
+        return source.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+
+
 def _array(source: Path, key: str | None) -> NDArray[np.generic]:
     if source.suffix.lower() not in ARRAYS:
         raise InputError(f"{source}: expected a .npy or .npz file, or a folder of pictures")
     try:
-        found = np.load(source, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            names = list(found)
-            if key is None and len(names) != 1:
-                raise InputError(f"{source}: holds the arrays {names}; say which, as {source}:name")
-            if key is not None and key not in names:
-                raise InputError(f"{source}: holds the arrays {names}, none called {key!r}")
-            array: NDArray[np.generic] = found[key or names[0]]
-            return array
+        with source.open("rb") as file:  # which numpy would leave open where it is damaged
+            return _array_in(file, source, key)
     except InputError:
         raise
     except Exception as error:  # numpy raises whatever a damaged file leads to
         raise InputError(f"{source}: no array can be read from it ({type(error).__name__}: {error})") from error
+
+
+def _array_in(file: BinaryIO, source: Path, key: str | None) -> NDArray[np.generic]:
+    found = np.load(file, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return found
+    with found:
+        names = list(found)
+        if key is None and len(names) != 1:
+            raise InputError(f"{source}: holds the arrays {names}; say which, as {source}:name")
+        if key is not None and key not in names:
+            raise InputError(f"{source}: holds the arrays {names}, none called {key!r}")
+        name = key or names[0]
+        size, bound = found.zip.getinfo(f"{name}.npy").file_size, MEMORY + EXPANSION * source.stat().st_size
+        if size > bound:
+            raise InputError(f"{source}: {name!r} takes {size} bytes, more than the {bound} of a file of its size")
+        array: NDArray[np.generic] = found[name]
+        return array
 
 
 def _values(picture: Any, path: Path) -> tuple[NDArray[np.float32], bool]:
@@ -140,15 +161,19 @@ def _pictures(folder: Path) -> NDArray[np.float32]:
         from PIL import Image
     except ImportError as error:
         raise InputError(f'{folder}: reading pictures needs Pillow: pip install "pillow>=10"') from error
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
     if not paths:
         raise InputError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
     arrays: list[NDArray[np.float32]] = []
     for path in paths:
         try:
             with Image.open(path) as picture:
+                if math.prod(picture.size) > LARGEST_PICTURE:
+                    raise InputError(f"{path}: has {picture.size} pixels; at most {LARGEST_PICTURE:,} are read")
                 pixels, grey = _values(picture, path)
-        except OSError as error:
+        except InputError:
+            raise
+        except Exception as error:  # Pillow raises whatever a damaged file leads to
             raise InputError(f"{path}: no picture can be read from it: {error}") from error
         arrays.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
         if arrays[-1].shape != arrays[0].shape:

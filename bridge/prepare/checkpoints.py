@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bridge._util.pickles import expect_checkpoint_in_bounds
 from bridge.errors import InputError
 from bridge.prepare.adapters import is_activation
 
@@ -79,6 +80,7 @@ def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        expect_checkpoint_in_bounds(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of files that it goes on to refuse
             return torch.load(path, map_location="cpu", weights_only=True)

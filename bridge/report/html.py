@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bridge._util.files import replacing
 from bridge.agreement import COSTS, PARTS, Agreement
+from bridge.errors import InputError
 
 LISTED = 20
 """How many of a backend's divergences the page shows."""
@@ -27,21 +28,31 @@ def write(agreement: Agreement, path: str | Path) -> None:
     Its ``<script type="application/json" id="agreement">`` holds `Agreement.to_dict`.
 
     Raises:
-        InputError: `path` cannot be written.
+        InputError: `path` cannot be written, or the agreement does not hold what the page shows.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # and layers in their order, not sorted
     source = resources.files("bridge.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        agreement=agreement,
-        data=_finite(agreement.to_dict()),
-        parts=PARTS,
-        listed=LISTED,
-        schedule=agreement.schedule,
-        cost_names=COSTS,
-    )
+    try:
+        page = (
+            environment.from_string(source)
+            .render(
+                agreement=agreement,
+                data=_finite(agreement.to_dict()),
+                parts=PARTS,
+                listed=LISTED,
+                schedule=agreement.schedule,
+                cost_names=COSTS,
+            )
+            .encode()
+        )
+    except Exception as error:  # one that was not made by `validate` can lack anything
+        raise InputError(
+            f"the agreement lacks what the report shows ({type(error).__name__}: {error}); make it with "
+            "SpikingNetwork.validate"
+        ) from error
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page)
 
 
 def _finite(value: Any) -> Any:

@@ -31,6 +31,12 @@ def checked(graph: LayerGraph, x: Tensor | NDArray[Any], what: str = "x", *, as_
         x = tensor(x)
     elif x.is_complex():
         raise InputError(f"{what}: expected real numbers, got {x.dtype}")
+    elif x.layout != torch.strided or x.is_quantized or x.is_nested or x.is_meta:
+        kind = "a quantized" if x.is_quantized else "a nested" if x.is_nested else "a meta" if x.is_meta else "a sparse"
+        raise InputError(
+            f"{what}: expected a dense tensor, got {kind} one; x.to_dense() and x.dequantize() make one, and a meta "
+            "tensor holds no images"
+        )
     x = x.detach().to(device="cpu", dtype=torch.float32).contiguous()
     expected = graph.shapes[graph.input.name]
     if tuple(x.shape[1:]) != expected or len(x) == 0:

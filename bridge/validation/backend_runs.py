@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge._util.checks import positive, true_classes
+from bridge._util.checks import positive, time_steps, true_classes
 from bridge._util.neutral import neutral
 from bridge._util.progress import progress
 from bridge.agreement import Agreement
@@ -43,8 +43,10 @@ def validate(
     executor: Executor | None,
 ) -> Agreement:
     """What `bridge.SpikingNetwork.validate` does, whose arguments and errors these are, for a spiking `graph`."""
-    x, steps = checked(graph, x), positive(steps, "steps")
+    x, steps = checked(graph, x), time_steps(steps)
     truth = true_classes(labels, len(x))
+    if images is not None and not isinstance(images, Mapping):
+        raise InputError(f"images: expected a number of images by backend, such as {{'lava': 60}}, got {images!r}")
     limits = {name: positive(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
     native = exported(graph, backends)
     if not limits.keys() <= native.keys():
@@ -72,7 +74,7 @@ def exported(graph: LayerGraph, chosen: Sequence[str | Backend] | None) -> dict[
     """
     written = to_nir(graph)
     if chosen is not None:
-        found = [registry.usable(one) for one in ([chosen] if isinstance(chosen, str) else chosen)]
+        found = [registry.usable(one) for one in _listed(chosen)]
         counts = Counter([REFERENCE, *(backend.name for backend in found)])
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
@@ -92,6 +94,19 @@ def exported(graph: LayerGraph, chosen: Sequence[str | Backend] | None) -> dict[
     if not result:
         raise BackendError(f"no backend is usable here. To get one: {'; '.join(reasons)}")
     return result
+
+
+def _listed(chosen: object) -> list[Any]:
+    """The names and backends that are `chosen`."""
+    several = [chosen] if isinstance(chosen, str) or hasattr(chosen, "export") else chosen
+    if not isinstance(several, Iterable):
+        raise InputError(f"backends: expected names, such as ['spikingjelly', 'lava'], or backends, got {chosen!r}")
+    for one in (found := list(several)):
+        if not isinstance(one, str) and not all(hasattr(one, part) for part in ("name", "available", "export", "run")):
+            raise InputError(
+                f"backends: expected a name, or an object with name, available, export and run, got {one!r}"
+            )
+    return found
 
 
 @dataclass(eq=False)

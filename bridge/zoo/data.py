@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.pickles import expect_shallow
 from bridge.errors import InputError
 from bridge.zoo.digits import load_digits
 
@@ -43,6 +44,8 @@ CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_TEST = "test_batch"
 CIFAR10_SHAPE = (3, 32, 32)
 PIXELS = math.prod(CIFAR10_SHAPE)
+LARGEST = 700_000_000
+"""Bytes of the largest file that is decompressed: 890 000 images of 28×28."""
 RECORD = 1 + PIXELS
 """Bytes of an image in the binary layout: its label, then its pixels by channel, row and column."""
 
@@ -353,7 +356,9 @@ class _Unpickler(pickle.Unpickler):
 def _unpickled(path: Path) -> dict[str, Any]:
     """The dictionary in a pickle, its keys as text, its arrays not made yet."""
     try:
-        found = _Unpickler(io.BytesIO(_contents(path)), encoding="bytes").load()
+        contents = bytes(_contents(path))
+        expect_shallow(contents, path)
+        found = _Unpickler(io.BytesIO(contents), encoding="bytes").load()
         if not isinstance(found, dict):
             raise InputError(f"{path}: expected a dictionary, got {type(found).__name__}; {CIFAR10_SOURCE}")
         return {
@@ -430,13 +435,17 @@ def _idx(path: Path, dimensions: int, source: str) -> NDArray[np.uint8]:
 def _folder(folder: str | Path) -> Path:
     if not isinstance(folder, str | os.PathLike) or str(folder) == "":
         raise InputError(f"expected the path of a folder with a data set, got {folder!r}")
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise InputError(f"{path}: expected a folder with a data set: {'is a file' if path.exists() else 'not found'}")
-    return path
+    try:
+        path = Path(folder).expanduser()
+        if path.is_dir():
+            return path
+        found = "is a file" if path.exists() else "not found"
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is not known
+        raise InputError(f"{folder}: cannot be read: {error}") from error
+    raise InputError(f"{path}: expected a folder with a data set: {found}")
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path) -> bytes | bytearray:
     """The bytes of a file, decompressed if they are gzip's, whatever its name."""
     try:
         contents = path.read_bytes()
@@ -444,10 +453,16 @@ def _contents(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not contents.startswith(b"\x1f\x8b"):
         return contents
+    found = bytearray()
     try:
-        return gzip.decompress(contents)
+        with gzip.GzipFile(fileobj=io.BytesIO(contents)) as file:
+            while part := file.read(2**20):
+                found += part
+                if len(found) > LARGEST:
+                    raise InputError(f"{path}: holds more than {LARGEST:,} bytes, which is as many as are read")
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is damaged or cut short ({error}): get it again") from error
+    return found
 
 
 def _images(path: Path, pixels: NDArray[np.uint8], labels: NDArray[np.uint8] | list[int]) -> Images:

@@ -23,7 +23,7 @@ LONGEST = 60
 def whole(value: Any, count: int, name: str, what: str) -> Shape:
     """`value`, one whole number or `count` of them, as `count` integers. `what` is its key in the node `name`."""
     array = np.asarray(value)
-    if array.dtype.kind not in "iuf" or array.size not in (1, count) or not (array == np.rint(array)).all():
+    if array.dtype.kind not in "iuf" or array.size not in (1, count) or not _are_whole(array):
         expected = "a whole number" if count == 1 else f"a whole number, or {count} of them"
         raise GraphError(f"node {name!r}: {what}: expected {expected}, got {_shown(value)}")
     return tuple(int(one) for one in np.broadcast_to(array.ravel(), (count,)))
@@ -32,9 +32,14 @@ def whole(value: Any, count: int, name: str, what: str) -> Shape:
 def shape_of(value: Any, name: str, what: str) -> Shape:
     """The shape that `value` is. `what` is its key in the node `name`."""
     array = np.asarray(value)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iuf") or not (array == np.rint(array)).all():
+    if array.ndim != 1 or (array.size and (array.dtype.kind not in "iuf" or not _are_whole(array))):
         raise GraphError(f"node {name!r}: {what}: expected a shape of whole numbers, got {_shown(value)}")
     return tuple(int(size) for size in array)
+
+
+def _are_whole(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    """Whether all are whole numbers of a size that a shape, a stride or a padding can have."""
+    return bool(((array == np.rint(array)) & (np.abs(array.astype(np.float64)) < 2**31)).all())
 
 
 def real(value: Any, name: str, what: str) -> Array:

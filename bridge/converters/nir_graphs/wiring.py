@@ -40,6 +40,9 @@ class Wiring:
         membrane = before[0]
         if self.after[membrane] != [threshold] or not np.all(np.asarray(self.nodes[membrane].r) == 1):
             raise GraphError(f"{wanted}{membrane!r} has another reader or an r other than 1")
+        r, level = np.shape(self.nodes[membrane].r), np.shape(self.nodes[threshold].threshold)
+        if r != level and np.size(self.nodes[membrane].r) > 1 and np.size(self.nodes[threshold].threshold) > 1:
+            raise GraphError(f"{wanted}the r of {membrane!r} has shape {r}, its threshold {level}")
         resets = [name for name in self.before[membrane] if threshold in self.before[name]]
         drives = [name for name in self.before[membrane] if name not in resets]
         if len(resets) != 1 or not drives:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bridge._util.environment import environment
+from bridge._util.pickles import expect_checkpoint_in_bounds
 from bridge.errors import InputError
 from bridge.zoo.models import MODELS, require_safetensors
 from bridge.zoo.recipes import Recipe
@@ -32,8 +33,9 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if not path.exists():
         return None
     try:
+        expect_checkpoint_in_bounds(path)
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = json.loads(loaded["settings"])
+        theirs = dict(json.loads(loaded["settings"]))
     except Exception as error:
         raise damaged(path, error) from error
     differing = [
