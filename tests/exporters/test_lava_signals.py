@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.lava import LAVA
+from support.processes import alive, children
 
 pytestmark = LAVA
 
@@ -26,24 +26,6 @@ print("begins", flush=True)
 while True:
     network.validate(torch.rand(200, 40), 8, ["lava"])
 """
-
-
-def children(pid: int) -> list[int]:
-    """The processes that `pid` has started and that have not ended."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def memory(pid: int) -> list[Path]:
