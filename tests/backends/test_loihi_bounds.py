@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -132,3 +133,24 @@ def test_sequential_networks_on_slayer(seed, bits):
 def test_what_is_given_runs_on_lava(seed, bits, scheme):
     require("lava-fixed")
     assert agrees(seed, bits, scheme, ["lava-fixed"])
+
+
+@pytest.mark.parametrize("seeds", [(1, 9), pytest.param(range(2, 40), marks=pytest.mark.long)], ids=len)
+@pytest.mark.parametrize("schedule", ["staged", "grouped"])
+def test_what_is_given_of_other_schedules_runs_on_the_emulator(schedule, seeds):
+    """Their sums come at once, or over a window; the readout's as well keep within 24 bits."""
+    given = 0
+    for seed, (bits, scheme) in itertools.product(seeds, CASES):
+        model, x = drawn(seed)
+        try:
+            network = bridge.convert(model, x, schedule=schedule).quantize(bits, x, scheme)
+        except BridgeError as error:
+            assert "works" in str(error)  # noqa: PT017
+            continue
+        given += 1
+        agreement = network.validate(network.pixels(x[:2]), backends=["lava-twin"])
+        assert agreement.agreed
+        assert agreement.equals_ann is not None
+        assert agreement.equals_ann.equal
+        assert agreement.backends["lava-twin"].total_differing == 0
+    assert given >= 5 / 6 * len(seeds) * len(CASES)

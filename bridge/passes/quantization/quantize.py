@@ -238,8 +238,9 @@ class _Plan:
         """
         assert self.scale is not None
         self.stuck = True  # until the end
-        bounds = [(name, "a partial sum", most[name].partial, EXACT) for name in self.group.gains]
-        bounds += [(name, "a sum over a run", reach[name], EXACT) for name in self.group.gains if name in reach]
+        largest = LARGEST_STATE if self.counting and weight_bits <= WEIGHT_BITS else EXACT
+        bounds = [(name, "a partial sum", most[name].partial, largest) for name in self.group.gains]
+        bounds += [(name, "a sum over a run", reach[name], largest) for name in self.group.gains if name in reach]
         for neuron in self.group.neurons:
             if self.counting:
                 bounds.append(self._over_a_run(graph[neuron.name], most, reach, weight_bits))
