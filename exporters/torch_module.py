@@ -39,7 +39,7 @@ from bridge.graph import (
     WindowFire,
     aligned,
 )
-from bridge.graph.ranges import EXACT, beyond_exact, ranges
+from bridge.graph.ranges import EXACT, beyond_exact, largest_drives
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
@@ -206,16 +206,8 @@ def build(
     module = fx.GraphModule(modules, calls, name)
     module.meta["input_shape"] = graph.input.shape
     module.meta["staged"] = graph.staged
-    module.meta["drives"] = _largest_drives(graph)
+    module.meta["drives"] = largest_drives(graph)
     return module
-
-
-def _largest_drives(graph: LayerGraph) -> dict[str, float]:
-    """By layer of neurons of a plain network in integers: the largest drive of one step. Potentials grow with steps."""
-    if not graph.integer or graph.latency is not None:
-        return {}
-    bounds = ranges(graph)
-    return {name: float(bounds[graph[name].inputs[0]].size.max()) for name in graph.spiking}
 
 
 @singledispatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import nir
@@ -15,6 +15,7 @@ from bridge._util.checks import time_steps
 from bridge._util.neutral import neutral
 from bridge.errors import GraphError, InputError
 from bridge.graph import AtLeast, GroupFire, Layer, LayerGraph, WindowFire
+from bridge.graph.ranges import EXACT, beyond_exact
 from bridge.records import SpikeRecord
 
 
@@ -93,6 +94,28 @@ def expect_plain(graph: LayerGraph, framework: str) -> None:
                 f"layer {layer.name!r} ({type(layer).__name__}) {does}; the neurons of the backend for {framework} "
                 f"{instead}. Run it on another backend, or convert with schedule='plain'"
             )
+
+
+def may_leave_exact(drives: Mapping[str, float], steps: int) -> bool:
+    """Whether potentials that get at most `drives` (`bridge.graph.ranges.largest_drives`) a step can pass 2^24.
+
+    Up to there float32 holds every whole number. A backend that computes in float32 then records its membranes, and
+    `exact` looks at them.
+    """
+    return steps * max(drives.values(), default=0.0) > EXACT
+
+
+def exact(record: SpikeRecord, *, membranes: bool) -> SpikeRecord:
+    """`record`, which has membranes, without them unless they are to stay (`membranes`).
+
+    Raises `InputError` if one passes 2^24: what follows is not exact.
+    """
+    largest = {name: np.abs(values).reshape(len(values), -1).max(axis=1) for name, values in record.membranes.items()}
+    passed = [(int((sizes > EXACT).argmax()), name) for name, sizes in largest.items() if (sizes > EXACT).any()]
+    if passed:
+        step, name = min(passed)
+        raise beyond_exact(name, step + 1, float(largest[name][step]))
+    return record if membranes else replace(record, membranes={})
 
 
 def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:

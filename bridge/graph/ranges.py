@@ -86,6 +86,14 @@ def potentials(graph: LayerGraph) -> dict[str, NDArray[np.float64]]:
     }
 
 
+def largest_drives(graph: LayerGraph) -> dict[str, float]:
+    """By layer of neurons of a plain network in integers: the largest drive of one step. Potentials grow with steps."""
+    if not graph.integer or graph.latency is not None:
+        return {}
+    bounds = ranges(graph)
+    return {name: float(bounds[graph[name].inputs[0]].size.max()) for name in graph.spiking}
+
+
 def beyond_exact(layer: str, step: int, largest: float) -> InputError:
     """What is to be said when a potential of `layer` has reached `largest`, past `EXACT`, at `step`, counted from 1."""
     return InputError(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.neutral import neutral
-from bridge.backends.protocol import Availability, probe
+from bridge.backends.protocol import Availability, exact, may_leave_exact, probe
+from bridge.graph.ranges import largest_drives
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from exporters.onnx_runtime.models import check
@@ -40,15 +41,19 @@ class OnnxRuntime:
 
     @neutral()
     def run(self, native: OnnxNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
-        session = native.membranes_session if membranes else native.spikes_session
+        watched = may_leave_exact(largest_drives(native.source), steps)
+        session = native.membranes_session if membranes or watched else native.spikes_session
         values = native.run(session, x, steps)
         layers = dict(zip(native.source.spiking, native.graph.spiking, strict=True))
         recorder = Recorder(self.name, {name: native.source.shapes[name] for name in layers}, native.source.staged)
         for t in range(steps):
             for name, called in layers.items():
-                recorder.spikes(name, values[called + SPIKES][t], values[called + MEMBRANES][t] if membranes else None)
+                recorder.spikes(
+                    name, values[called + SPIKES][t], values[called + MEMBRANES][t] if membranes or watched else None
+                )
             recorder.readout(values[READOUT][t])
-        return recorder.finish()
+        record = recorder.finish()
+        return exact(record, membranes=membranes) if watched else record
 
 
 def _distribution() -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge._util.neutral import neutral
-from bridge.backends.protocol import Availability, check_input, probe
+from bridge.backends.protocol import Availability, check_input, exact, may_leave_exact, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
@@ -63,16 +63,18 @@ class Rockpool:
                 readout, _, record = native(images.to(parameter.device), record=True)
         finally:
             native.reset_state()
+        watched = may_leave_exact(native.drives, steps)
         recorder = Recorder(self.name, {name: shapes[name] for name in record}, summed=native.summed)
         for t in range(steps):
             for name, kept in record.items():
                 spikes, membrane = kept["spikes"][:, t].cpu(), None
-                if membranes:
+                if membranes or watched:
                     before_reset = _before_reset(native.get_submodule(name), spikes, kept["vmem"][:, t].cpu())
                     membrane = before_reset.unflatten(1, shapes[name]).numpy()
                 recorder.spikes(name, spikes.unflatten(1, shapes[name]).numpy(), membrane)
             recorder.readout(readout[:, t].unflatten(1, shapes[output_name]).cpu().numpy())
-        return recorder.finish()
+        result = recorder.finish()
+        return exact(result, membranes=membranes) if watched else result
 
 
 def _before_reset(neuron: nn.Module, spikes: Tensor, vmem: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from bridge.graph import (
     WindowFire,
     spread,
 )
+from bridge.graph.ranges import largest_drives
 from bridge.simulate.ops import tensor
 from exporters.rockpool import grouped, staged
 from exporters.rockpool.neuron import SoftResetIF
@@ -68,6 +69,7 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
         super().__init__(shape=size, spiking_input=False, spiking_output=spiking)
         self.shapes = shapes
         self.summed = graph.staged
+        self.drives = largest_drives(graph)
         self.sources = {layer.name: layer.inputs for layer in graph}
         last_readers = {source: layer.name for layer in graph for source in layer.inputs}
         self.read_last_by = {

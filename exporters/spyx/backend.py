@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.neutral import neutral
-from bridge.backends.protocol import Availability, check_input, probe
+from bridge.backends.protocol import Availability, check_input, exact, may_leave_exact, probe
 from bridge.nir_graph import from_nir
 from bridge.records import Recorder, SpikeRecord
 
@@ -49,6 +49,7 @@ class Spyx:
         check_input(native.input_shape, x, steps)
         definition, parameters = nnx.split(native)
         images, state = np.asarray(x, np.float32), native.initial_state(len(x))
+        watched = may_leave_exact(dict(native.drives), steps)
         recorder = None
         for _ in range(steps):
             readout, spikes, potentials, state = advance(definition, parameters, images, state)
@@ -56,7 +57,10 @@ class Spyx:
             shapes = {name: spikes[name].shape[1:] for name in native.spiking}
             recorder = recorder or Recorder(self.name, shapes, summed=native.summed)
             for name in native.spiking:
-                recorder.spikes(name, np.asarray(spikes[name]), np.asarray(potentials[name]) if membranes else None)
+                recorder.spikes(
+                    name, np.asarray(spikes[name]), np.asarray(potentials[name]) if membranes or watched else None
+                )
             recorder.readout(np.asarray(readout))
         assert recorder is not None  # there is at least one step
-        return recorder.finish()
+        record = recorder.finish()
+        return exact(record, membranes=membranes) if watched else record

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bridge import graph as layers
 from bridge.errors import GraphError
 from bridge.graph import IntegrateFire, Layer, LayerGraph, Shape, aligned
+from bridge.graph.ranges import largest_drives
 from exporters.spyx import grouped, staged
 from exporters.spyx.neuron import SoftResetIF
 
@@ -43,6 +44,7 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
     Attributes:
         layers: the modules, in order. names: what they are called in the graph. spiking: those of the neurons.
         stateful: those with a state. grouped: those whose values are ``[B, L, ..., C]``, of L levels.
+        drives: pairs of a layer and the largest drive of a step, in whole numbers.
         summed: whether the output is the sum of the readout, as in a staged network, or its mean.
     """
 
@@ -52,6 +54,7 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
         self.names = tuple(layer.name for layer in graph)
         self.sources = tuple(layer.inputs for layer in graph)
         self.spiking, self.summed = graph.spiking, graph.staged
+        self.drives = tuple(largest_drives(graph).items())
         self.stateful = tuple(layer.name for layer in graph if isinstance(layer, STATEFUL))
         self.grouped = tuple(layer.name for layer in graph if isinstance(layer, GROUPED))
         self.layers = nnx.List([_module(layer, graph.shapes[layer.name]) for layer in graph])
@@ -112,6 +115,18 @@ class Flatten(spyx.nn.Flatten):  # type: ignore[misc]
 
     def __call__(self, x: Array) -> Array:
         return super().__call__(channels_first(x))
+
+
+class AvgPool(nnx.Module):  # type: ignore[misc]
+    """Average pooling. A module, since what is compiled is told from other networks by what it is made of: two equal
+    ones are compiled once, which two functions of the same arguments would not be.
+    """
+
+    def __init__(self, window: tuple[int, int], strides: tuple[int, int], padding: Any) -> None:
+        self.window, self.strides, self.padding = window, strides, padding
+
+    def __call__(self, x: Array) -> Array:
+        return nnx.avg_pool(x, window_shape=self.window, strides=self.strides, padding=self.padding)
 
 
 class SumPool(spyx.nn.SumPool):  # type: ignore[misc]
@@ -189,7 +204,7 @@ def _(layer: layers.GroupSum, shape: Shape) -> Module:
 @_module.register
 def _(layer: layers.AvgPool2d, shape: Shape) -> Module:
     padding = _both_sides(layer.padding)
-    return partial(nnx.avg_pool, window_shape=layer.kernel, strides=layer.stride, padding=padding)
+    return AvgPool(layer.kernel, layer.stride, padding)
 
 
 @_module.register

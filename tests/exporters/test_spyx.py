@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from support import networks, oracle, whole_networks, whole_numbers
 from support.backends import assert_equal, require
+from torch import nn
 
 import bridge
 from bridge import GraphError
@@ -163,3 +165,20 @@ def test_layers_without_a_module(backend):
     norm = BatchNorm(name="norm", inputs=("input",), scale=ones, shift=ones)
     with pytest.raises(GraphError, match=r"'norm'.*BatchNorm"):
         SpyxNetwork(LayerGraph((Input(name="input", shape=(3,)), norm)))
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1)], ids=["plain", "padded"])
+def test_equal_networks_are_compiled_once(backend, pool):
+    """Each compilation is kept for good: with one for each export, memory grows with every validation."""
+    from exporters.spyx.network import advance
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), bridge.QCFS(4), pool, nn.Flatten(), nn.LazyLinear(2))
+    x = torch.rand(2, 1, 6, 6)
+    model(x)
+    graph = bridge.convert(model.eval(), x).to_nir()
+    compiled = []
+    for _ in range(3):
+        backend.run(backend.export(graph), x.numpy(), 2)
+        compiled.append(advance._cache_size())
+    assert compiled == compiled[:1] * 3
