@@ -34,7 +34,7 @@ def memory(pid: int) -> list[Path]:
     return [Path(line.split()[-1]) for line in lines if "/dev/shm/" in line]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=lambda one: one.name)
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
 def test_a_killed_program_leaves_nothing(ending):
     """No process of Lava's lives on, none holds the program's output open, and no memory stays shared."""
     program = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

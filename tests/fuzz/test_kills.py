@@ -79,6 +79,57 @@ def test_files_are_whole_whenever_a_program_is_killed(tmp_path, times):
             path.unlink()
 
 
+def test_programs_that_write_one_file_at_once(tmp_path):
+    """A reader finds one of their files, whole, at any moment."""
+    programs = [started(SAVES, str(tmp_path)) for _ in range(3)]
+    deadline = time.monotonic() + 3
+    reads = 0
+    while time.monotonic() < deadline:
+        for name, read in READERS.items():
+            if (tmp_path / name).exists():
+                read(tmp_path / name)
+                reads += 1
+    assert reads > 20
+    for program in programs:
+        program.kill()
+        program.communicate(timeout=20)
+
+
+FULL = """
+import sys, bridge
+from fuzz import mutants
+
+network = mutants.network()
+print("begins", flush=True)
+try:
+    network.save(sys.argv[1])
+except bridge.BridgeError as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=40k", "No space left"), ("size=1m,ro", "Read-only file system")]
+)
+def test_a_disk_that_is_full_or_read_only(tmp_path, options, reason):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting needs root, and a system that lets it: {mounted.stderr.strip()}")
+    try:
+        program = started(FULL, str(disk / "n.nir"))
+        said, _ = program.communicate(timeout=60)
+        assert program.returncode == 0
+        assert said.startswith("FileError")
+        assert reason in said
+        assert not any(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 WORKER = """
 import sys, torch, bridge
 from bridge.backends.subprocess_client import OtherEnvironment
