@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge._util.files import replacing
+from bridge._util.shown import Shown, Words
 from bridge._util.typed import typed
 from bridge.errors import InputError
 
@@ -59,8 +60,8 @@ class Divergence:
     tie: bool
 
 
-@dataclass(frozen=True, eq=False)
-class BackendAgreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class BackendAgreement(Shown):
     """One backend's agreement over ``images`` images. Lists run over the time steps 1..T.
 
     Against the reference: ``differing``, spikes that differ, by layer; ``top1_reference``, share of images whose
@@ -92,6 +93,11 @@ class BackendAgreement:
     readout_error: float = 0.0
     readouts_wrong: int = 0
 
+    def shown_facts(self) -> dict[str, object]:
+        """Whether it agreed, and how many spikes did not."""
+        facts = {"agreed": self.agreed, "images": self.images, "differing": self.total_differing, "ties": self.ties}
+        return {**facts, "unexplained": self.unexplained, "readouts_wrong": self.readouts_wrong}
+
     @property
     def total_differing(self) -> int:
         return sum(sum(row) for row in self.differing.values())
@@ -114,8 +120,8 @@ class BackendAgreement:
         return self.images > 0 and self.unexplained == 0 and self.readouts_wrong == 0
 
 
-@dataclass(frozen=True, eq=False)
-class RateError:
+@dataclass(frozen=True, eq=False, repr=False)
+class RateError(Shown):
     """Where the reference's rate error comes from, by layer and time step (`bridge.validation.rate_error`).
 
     ``parts``: by name of `PARTS`, what each contributes to the mean ``|φ(t) − a/λ|``; they add up to it. ``isolated``:
@@ -126,8 +132,8 @@ class RateError:
     isolated: Layers
 
 
-@dataclass(frozen=True, eq=False)
-class EqualsANN:
+@dataclass(frozen=True, eq=False, repr=False)
+class EqualsANN(Shown):
     """Whether a staged network's spike counts are its ANN's activations, by layer, over all images and neurons.
 
     ``compared``: how many; ``differing``: those that are not equal; ``unexplained``: those of them that neither lie
@@ -148,8 +154,8 @@ class EqualsANN:
         return not any(self.unexplained.values()) and not self.outputs_wrong
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Shown):
     """The outcome of `bridge.SpikingNetwork.validate`.
 
     ``neurons``: by spiking layer, in order. ``reference`` is the reference simulator held against the ANN;
@@ -172,6 +178,13 @@ class Agreement:
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+
+    def shown_facts(self) -> dict[str, object]:
+        """The verdict, and of each backend how many of its spikes differ."""
+        found = {name: backend.total_differing for name, backend in self.backends.items()}
+        wrong = ", ".join(f"{name} {count:,}" for name, count in found.items()) or "no backend"
+        images = max([self.reference.images, *(backend.images for backend in self.backends.values())])
+        return {"agreed": self.agreed, "steps": self.steps, "images": images, "differing": Words(wrong)}
 
     @property
     def agreed(self) -> bool:

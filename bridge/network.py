@@ -84,9 +84,11 @@ class SpikingNetwork:
             kind += f"staged, {self.latency} steps, "
         elif self.graph.grouped:
             kind += "grouped, 1 step, "
+        layers = len(self.graph.spiking)
+        known = "" if self.ann is not None else ", its ANN not known"
         return (
             f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
-            f"{len(self.graph.spiking)} spiking layers, {self.graph.neurons} neurons)"
+            f"{layers} spiking layer{'s' * (layers != 1)}, {self.graph.neurons} neurons{known})"
         )
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge._util.files import replacing
+from bridge._util.shown import Shown
 from bridge.errors import InputError, UnknownLayerError, ValidationError
 from bridge.graph import Shape
 
@@ -28,8 +29,8 @@ LARGEST_RATIO = 1100
 """More than deflate can shrink anything (1032 times): a file that declares more holds less than it says."""
 
 
-@dataclass(frozen=True, eq=False)
-class SpikeRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpikeRecord(Shown):
     """The spikes of one run: T time steps, B images, by the names of the spiking layers.
 
     ``packed[layer]`` is uint8 ``[T, B, ceil(N / 8)]`` (`numpy.packbits` of the layer's N neurons in C order);
@@ -44,6 +45,11 @@ class SpikeRecord:
     readout: NDArray[np.float32]
     membranes: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     summed: bool = False
+
+    def shown_facts(self) -> dict[str, object]:
+        """Whose it is, and of how much."""
+        facts = {"backend": self.backend, "steps": self.steps, "images": self.images, "layers": self.shapes}
+        return {**facts, "membranes": bool(self.membranes)}
 
     @property
     def steps(self) -> int:

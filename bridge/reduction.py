@@ -22,6 +22,7 @@ from bridge._util.checks import time_steps
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge._util.progress import progress
+from bridge._util.shown import Shown
 from bridge.backends import registry
 from bridge.backends.protocol import Backend
 from bridge.converters.nir_graphs import ours
@@ -62,8 +63,8 @@ class Disagreement:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Reduction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduction(Shown):
     """What `reduce` found: ``images`` ``[B, *input]``, held constant for ``steps`` steps, on which ``first`` is wrong.
 
     ``backend`` is how a script can find the backend: its name, or ``module:attribute``; None if it cannot. Example:

@@ -13,7 +13,7 @@ import numpy as np
 from bridge.graph.layers import Array, Layer, Shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class GroupFire(Layer):
     """``s_k = [d ≥ level_k]`` for the levels k = 1…L; the output ``[L, *shape]`` has L times as many values.
 
@@ -40,7 +40,7 @@ class GroupFire(Layer):
         return (self.levels, *shape)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EachLevel(Layer):
     """What ``layer`` does, done to the spikes ``[L, C, ...]`` of groups, each level by itself: part of a pool."""
 
@@ -50,7 +50,7 @@ class EachLevel(Layer):
         return (shape[0], *self.layer.output_shape(shape[1:]))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class GroupSum(Layer):
     """How many neurons of each group fire: ``[L, *shape]`` to ``[*shape]``."""
 

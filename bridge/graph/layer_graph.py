@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from bridge._util.shown import Shown, Words
 from bridge.errors import GraphError, UnknownLayerError
 from bridge.graph.grouped import EachLevel, GroupFire, GroupSum
 from bridge.graph.layers import (
@@ -31,8 +32,8 @@ NEURONS = IntegrateFire | WindowFire | GroupFire
 """The layers that spike."""
 
 
-@dataclass(frozen=True, eq=False)
-class LayerGraph:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerGraph(Shown):
     """Layers in topological order: one `Input` first, every source before its use, the last layer is the output.
 
     ``shapes`` holds each layer's output shape, without batch. Building the graph checks all of this and raises
@@ -66,6 +67,11 @@ class LayerGraph:
         if unused:
             raise GraphError(f"the output of {unused} goes nowhere; only the last layer may be the output")
         object.__setattr__(self, "shapes", shapes)
+
+    def shown_facts(self) -> dict[str, object]:
+        """From what to what, and of how much."""
+        shapes = f"{list(self.shapes[self.input.name])} -> {list(self.shapes[self.output.name])}"
+        return {"shapes": Words(shapes), "layers": len(self.layers), "spiking": len(self.spiking)}
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)

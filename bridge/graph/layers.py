@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge._util.shown import Shown
 from bridge.errors import GraphError
 
 Shape = tuple[int, ...]
@@ -19,8 +20,8 @@ Array = NDArray[np.floating]
 Number = TypeVar("Number", bound=np.generic)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Layer:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Layer(Shown):
     """One operation: ``name`` identifies it in graphs, records and messages; ``inputs`` names its sources in order."""
 
     name: str
@@ -36,7 +37,7 @@ class Layer:
             raise GraphError(f"layer {self.name!r} ({type(self).__name__}): expected {wanted}, got {came}")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Input(Layer):
     """Where the data enters: ``y = x``, analog and the same at every time step (direct coding)."""
 
@@ -44,7 +45,7 @@ class Input(Layer):
     inputs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Affine(Layer):
     """Common to `Linear` and `Conv2d`: ``weight`` has its output channels first, ``bias`` one value for each."""
 
@@ -59,7 +60,7 @@ class Affine(Layer):
         )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Linear(Affine):
     """``y = W x + b``, weight ``[F_out, F_in]``, bias ``[F_out]``."""
 
@@ -69,7 +70,7 @@ class Linear(Affine):
         return (self.weight.shape[0],)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Conv2d(Affine):
     """``y = W * x + b`` (cross-correlation, zero padding), weight ``[C_out, C_in / groups, K_h, K_w]``."""
 
@@ -85,7 +86,7 @@ class Conv2d(Affine):
         return (self.weight.shape[0], *_window(self, shape, kernel, self.stride, self.padding, self.dilation))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Conv1d(Affine):
     """``y = W * x + b`` (cross-correlation, zero padding) on ``[C, N]``, weight ``[C_out, C_in / groups, K]``."""
 
@@ -102,7 +103,7 @@ class Conv1d(Affine):
         return (self.weight.shape[0], *sizes)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Add(Layer):
     """``y = a + b`` of two layers of one shape, a residual join. Longer sums are chains of these."""
 
@@ -111,7 +112,7 @@ class Add(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Concat(Layer):
     """The channels of all inputs, one input after the other. An ANN's; the spiking graph has sums in its place."""
 
@@ -121,7 +122,7 @@ class Concat(Layer):
         return (shape[0] + sum(other[0] for other in more), *shape[1:])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BatchNorm(Layer):
     """``y_c = scale_c x_c + shift_c`` per channel: batch normalisation with its running statistics, as at inference."""
 
@@ -133,7 +134,7 @@ class BatchNorm(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Scale(Layer):
     """``y = scale · x``; ``scale`` holds one factor per channel ``[C]``, or one per position, in the input's shape."""
 
@@ -153,7 +154,7 @@ class Scale(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AvgPool2d(Layer):
     """Mean over windows of ``kernel``; padded zeros count as values, as in ``torch.nn.AvgPool2d``'s default."""
 
@@ -166,12 +167,12 @@ class AvgPool2d(Layer):
         return (shape[0], *_window(self, shape, self.kernel, self.stride, self.padding, (1, 1)))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SumPool2d(AvgPool2d):
     """Sum over windows of ``kernel``, zeros where they are padded: the average's part in whole numbers."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MaxPool(Layer):
     """Maximum over windows of ``kernel``, in one or two dimensions; what is padded counts for nothing.
 
@@ -199,7 +200,7 @@ class MaxPool(Layer):
         return (shape[0], *sizes)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Flatten(Layer):
     """``[C, H, W]`` to ``[C·H·W]`` in C order."""
 
@@ -207,7 +208,7 @@ class Flatten(Layer):
         return (int(np.prod(shape)),)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ClipFloorShift(Layer):
     """QCFS: ``a = λ · clip(floor(z·L/λ + 1/2) / L, 0, 1)`` (Bu et al., ICLR 2022, eq. 11).
 
@@ -222,7 +223,7 @@ class ClipFloorShift(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class IntegrateFire(Layer):
     """Integrate-and-fire with soft reset, in the shifted potential ``u = v − v(0)``:
 

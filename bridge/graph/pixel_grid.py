@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.shown import Shown
 from bridge.errors import InputError
 from bridge.graph.ranges import LARGEST_PIXEL
 
@@ -17,8 +18,8 @@ SHARPNESS = 0.02
 """Values this close to a grid, in its steps, lie on it: rounding to float32 moves them far less."""
 
 
-@dataclass(frozen=True, eq=False)
-class PixelGrid:
+@dataclass(frozen=True, eq=False, repr=False)
+class PixelGrid(Shown):
     """The ANN's input ``x = low + step · p`` for a pixel p in 0…255; both float64, one a channel ``[C]``.
 
     ``exact`` says that the images it was fitted to lie on it, so that nothing was lost.

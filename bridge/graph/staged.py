@@ -14,7 +14,7 @@ import numpy as np
 from bridge.graph.layers import Array, IntegrateFire, Layer, Shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SpikeCount(IntegrateFire):
     """How often an integrate-and-fire neuron fires in a window of ``steps`` steps, its drive being complete before:
 
@@ -38,12 +38,12 @@ class SpikeCount(IntegrateFire):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Impulse(Layer):
     """The image at the first step, zero after: ``y(1) = x, y(t) = 0``. So drives are sums over the run."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class WindowFire(Layer):
     """Integrate-and-fire in a window: soft reset at every step of it, and spikes inside it alone.
 
@@ -73,7 +73,7 @@ class WindowFire(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AtLeast(Layer):
     """``y = [x ≥ level]``; ``level`` has one value for each channel, or the full shape.
 
@@ -89,7 +89,7 @@ class AtLeast(Layer):
         return shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BiasOnce(Layer):
     """A bias that enters in the first step alone: ``y(1) = x + bias, y(t) = x``; ``bias`` has the full shape."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
+from bridge._util.shown import Shown
 from bridge.errors import ConversionError, ValidationError
 from bridge.graph import Affine, AtLeast, GroupFire, LayerGraph, MaxPool, Scale
 from bridge.graph.loihi_registers import WEIGHT_BITS
@@ -40,8 +41,8 @@ class Energy:
     high: float
 
 
-@dataclass(frozen=True)
-class LayerCost:
+@dataclass(frozen=True, repr=False)
+class LayerCost(Shown):
     """One spiking layer, or the readout, whose neurons never fire (``fires``); with the connections leading into it.
 
     ``neurons``; ``synapses``: connections of a weight other than zero from spiking neurons; ``connections``: those of
@@ -66,8 +67,8 @@ class LayerCost:
     energy: Energy | None
 
 
-@dataclass(frozen=True)
-class LoihiReport:
+@dataclass(frozen=True, repr=False)
+class LoihiReport(Shown):
     """What `bridge.loihi.report` returns. docs/loihi_report.md says what each number means, and what is not modelled.
 
     ``layers`` in order, the readout last. ``input_macs``: products of a pixel and a weight other than zero in the
@@ -92,6 +93,11 @@ class LoihiReport:
     connection_sparsity: float
     footprint_bytes: int
     notes: tuple[str, ...]
+
+    def shown_facts(self) -> dict[str, object]:
+        """What it costs altogether."""
+        facts = {"schedule": self.schedule, "steps": self.steps, "images": self.images, "neurons": self.neurons}
+        return {**facts, "synapses": self.synapses, "spikes": self.spikes, "operations": self.synaptic_operations}
 
     @property
     def neurons(self) -> int:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge._util.shown import Shown
 from bridge.errors import ValidationError
 from bridge.graph import LayerGraph, WindowFire
 from bridge.records import SpikeRecord
@@ -26,8 +27,8 @@ from bridge.simulate.ops import evaluate, tensor
 Counts = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Shown):
     """The price of a network under its schedule; steps are time steps.
 
     ``steps``: by spiking layer, how many it may fire in. ``latency``: steps from an image to its answer. ``interval``:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.pickles import expect_shallow
+from bridge._util.shown import Shown
 from bridge.errors import InputError
 from bridge.zoo.digits import load_digits
 
@@ -50,8 +51,8 @@ RECORD = 1 + PIXELS
 """Bytes of an image in the binary layout: its label, then its pixels by channel, row and column."""
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
+@dataclass(frozen=True, eq=False, repr=False)
+class Images(Shown):
     """Images and their classes: `x` uint8 ``[N, C, H, W]``, `y` int64 ``[N]``.
 
     Raises:
@@ -71,8 +72,8 @@ class Images:
         return len(self.x)
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Shown):
     """A data set: training and test images, the classes' names, and what centres the pixels.
 
     `mean` and `std` are of pixels / 255 over the training images, one a channel.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridge._util.neutral import neutral
+from bridge._util.shown import Shown
 from bridge.backends.protocol import Availability, check_input
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.nir_graph import from_nir
@@ -24,8 +25,8 @@ from exporters.lava.bounds import LARGEST_MANTISSA, check_counting, check_networ
 from exporters.lava.plan import LavaPlan, Parts
 
 
-@dataclass(frozen=True, eq=False)
-class TwinNetwork:
+@dataclass(frozen=True, eq=False, repr=False)
+class TwinNetwork(Shown):
     """What `LavaTwin.export` returns: the network, and the engine that runs it within Loihi's registers."""
 
     graph: LayerGraph

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bridge._util.checks import positive
 from bridge._util.files import replacing
+from bridge._util.shown import Shown
 from bridge.backends.protocol import check_input
 from bridge.errors import InputError
 from bridge.graph import LayerGraph, Shape
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 Values = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class OnnxNetwork:
+@dataclass(frozen=True, eq=False, repr=False)
+class OnnxNetwork(Shown):
     """A spiking network in ONNX: ``network(x, steps)`` is its output, ``network.save("net.onnx")`` the file.
 
     ``model`` runs T steps and ``step_model`` one (`exporters.onnx_runtime.models` tells their inputs and outputs);

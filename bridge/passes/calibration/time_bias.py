@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.neutral import neutral
+from bridge._util.shown import Shown
 from bridge.graph import IntegrateFire, LayerGraph
 from bridge.simulate.ann import activations
 from bridge.simulate.images import checked
@@ -30,8 +31,8 @@ AT_ONCE = 2**8
 """Images that are simulated together, divided by T."""
 
 
-@dataclass(frozen=True, eq=False)
-class TimeBiased:
+@dataclass(frozen=True, eq=False, repr=False)
+class TimeBiased(Shown):
     """A spiking network with a bias for each channel and step: `simulate` is all it can do.
 
     Attributes:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.checks import true_classes
+from bridge._util.shown import Shown
 from bridge.errors import InputError
 from bridge.records import SpikeRecord
 
 
-@dataclass(frozen=True, eq=False)
-class Simulation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Simulation(Shown):
     """One run of B images over T time steps.
 
     ``outputs`` is the network's output after each step, the mean of the readout over steps 1..t, float32
