@@ -43,6 +43,7 @@ from bridge.passes.plain import plain
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
 from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
+from bridge.passes.with_weights import with_weights
 from bridge.records import SpikeRecord
 from bridge.simulate import reference
 from bridge.simulate.cost import Cost, cost
@@ -177,6 +178,22 @@ class SpikingNetwork:
         if self.ann is None:
             raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
         onnx_writer.write(self.ann, path)
+
+    @neutral()
+    def with_weights(self, module: nn.Module | Mapping[str, Any]) -> SpikingNetwork:
+        """The network with the weights of `module`, a framework's own model of it that was trained, or its state dict.
+
+        For the torch modules that SpikingJelly, snnTorch, Norse and Sinabs get: `exporters`, docs/backends.md. The ANN
+        is not that of the new weights, so that what needs it is not there: ``ann`` is None.
+
+        Raises:
+            InputError: this network is in whole numbers, staged or grouped; or the weights do not fit, or a neuron's
+                threshold was changed: the message lists every name.
+        """
+        if not isinstance(module, nn.Module | Mapping):
+            raise InputError(f"with_weights: expected a torch.nn.Module or a state dict, got {type(module).__name__}")
+        state = module.state_dict() if isinstance(module, nn.Module) else module
+        return SpikingNetwork(with_weights(self.graph, state))
 
     @neutral()
     def calibrate(
@@ -440,6 +457,11 @@ def convert(
             told = example_input is not None or input_shape is not None
             shape = _given_shape(nn.Module(), example_input, input_shape) if told else None
             ann = torch_model.capture_exported(model, shape, maximum=schedule != "plain")
+        elif isinstance(model, nn.Module) and "drives" in getattr(model, "meta", {}):
+            raise ConversionError(
+                f"convert: {type(model).__name__} is a spiking network that a backend made; its trained weights go back "
+                "with network.with_weights(model), where network is the one that it was made from"
+            )
         elif isinstance(model, nn.Module):
             given = _given_shape(model, example_input, input_shape)
             ann = torch_model.capture(model, given, maximum=schedule != "plain")
