@@ -459,8 +459,8 @@ def convert(
             ann = torch_model.capture_exported(model, shape, maximum=schedule != "plain")
         elif isinstance(model, nn.Module) and "drives" in getattr(model, "meta", {}):
             raise ConversionError(
-                f"convert: {type(model).__name__} is a spiking network that a backend made; its trained weights go back "
-                "with network.with_weights(model), where network is the one that it was made from"
+                f"convert: {type(model).__name__} is a spiking network that a backend made; its trained weights go "
+                "back with network.with_weights(model), where network is the one that it was made from"
             )
         elif isinstance(model, nn.Module):
             given = _given_shape(model, example_input, input_shape)
