@@ -29,18 +29,29 @@ def expect_shallow(pickled: bytes, path: Path) -> None:
 def expect_checkpoint_in_bounds(path: Path) -> None:
     """Raise `InputError` if the file of torch's at `path` would take far more time or memory than one of its size.
 
-    What is no file of torch's passes: torch says what is wrong with it.
+    What cannot be opened passes: whoever reads it says why.
     """
-    if not zipfile.is_zipfile(path):
-        expect_shallow(path.read_bytes(), path)
+    try:
+        path.open("rb").close()
+    except OSError:
         return
-    with zipfile.ZipFile(path) as archive:
-        declared, bound = sum(one.file_size for one in archive.infolist()), MEMORY + EXPANSION * path.stat().st_size
-        if declared > bound:
-            raise InputError(f"{path}: declares {declared} bytes, which is more than the {bound} of a file of its size")
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                expect_shallow(archive.read(name), path)
+    try:
+        if not zipfile.is_zipfile(path):
+            expect_shallow(path.read_bytes(), path)
+            return
+        with zipfile.ZipFile(path) as archive:
+            declared, bound = sum(one.file_size for one in archive.infolist()), MEMORY + EXPANSION * path.stat().st_size
+            if declared > bound:
+                raise InputError(
+                    f"{path}: declares {declared} bytes, which is more than the {bound} of a file of its size"
+                )
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    expect_shallow(archive.read(name), path)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile tells damage in many ways
+        raise InputError(f"{path}: not a checkpoint, or damaged: {error}") from error
 
 
 def _deepest_tuple(pickled: bytes) -> int:

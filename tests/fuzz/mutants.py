@@ -311,6 +311,7 @@ def judged(kind: str, path: Path) -> str:
     _watch()
     _reset_peak()
     before, start = _held(), time.perf_counter()
+    _watching.append(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -320,6 +321,8 @@ def judged(kind: str, path: Path) -> str:
         outcome = "refused"
     except Exception as error:
         raise BrokenError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+    finally:
+        _watching.clear()
     took, more = time.perf_counter() - start, _peak() - before
     if took > SECONDS:
         raise BrokenError(f"took {took:.0f} s")
@@ -331,10 +334,14 @@ def judged(kind: str, path: Path) -> str:
 @cache
 def _watch() -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in FORBIDDEN:
+        if event in FORBIDDEN and _watching:
             raise BrokenError(f"{event}: {arguments}")
 
     sys.addaudithook(hook)
+
+
+_watching: list[Path] = []
+"""The file that is read now: a hook stays for as long as the program runs."""
 
 
 def _reset_peak() -> None:

@@ -121,7 +121,9 @@ def test_a_disk_that_is_full_or_read_only(tmp_path, options, reason):
         pytest.skip(f"mounting needs root, and a system that lets it: {mounted.stderr.strip()}")
     try:
         program = started(FULL, str(disk / "n.nir"))
-        said, _ = program.communicate(timeout=60)
+        assert program.stdout is not None
+        said = program.stdout.read()  # the rest of what was read already, too
+        program.communicate(timeout=60)
         assert program.returncode == 0
         assert said.startswith("FileError")
         assert reason in said
