@@ -311,16 +311,17 @@ class SpikingNetwork:
         return self.grid.encode(checked(self.graph, x, as_pixels=False))
 
     @neutral()
-    def run(self, x: Tensor | NDArray[Any], steps: int | None = None) -> SpikeRecord:
+    def run(self, x: Tensor | NDArray[Any], steps: int | None = None, *, membranes: bool = False) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
 
-        A staged or grouped network takes at least its `latency`, which is what it takes if `steps` are left out.
+        A staged or grouped network takes at least its `latency`, which is what it takes if `steps` are left out. With
+        `membranes`, the record also holds each layer's potential after integration, before reset.
 
         Raises:
             InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1, or
                 below a staged network's latency.
         """
-        return reference.run(self.graph, checked(self.graph, x), self._steps(steps))
+        return reference.run(self.graph, checked(self.graph, x), self._steps(steps), membranes=membranes)
 
     @neutral()
     def simulate(
@@ -390,7 +391,8 @@ class SpikingNetwork:
             x: images ``[B, *input]``, float; held constant over time.
             steps: T, at least 1; as for `run`.
             backends: names, such as ``["spikingjelly", "snntorch", "lava"]``, or `exporters.base.Backend` objects.
-                Default: all that are usable here and can run this network exactly.
+                Default: all that are usable here and can run this network exactly. An empty list holds the network
+                against its ANN alone.
             labels: true classes ``[B]``, for accuracies.
             images: by backend, run only that many of the images, the first ones; for slow backends.
             executor: where to run batches, such as a `concurrent.futures.ProcessPoolExecutor` or dask's

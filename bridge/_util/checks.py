@@ -53,8 +53,13 @@ def usable_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def true_classes(labels: Tensor | NDArray[Any] | Sequence[int] | None, count: int) -> NDArray[np.integer] | None:
-    """`labels`, the true classes of `count` images, as an array ``[B]``. Raises `InputError` if they do not fit."""
+def true_classes(
+    labels: Tensor | NDArray[Any] | Sequence[int] | None, count: int, classes: int
+) -> NDArray[np.integer] | None:
+    """`labels`, the true ones of `classes` for `count` images, as an array ``[B]``.
+
+    Raises `InputError` if they do not fit.
+    """
     if labels is None:
         return None
     try:
@@ -63,4 +68,10 @@ def true_classes(labels: Tensor | NDArray[Any] | Sequence[int] | None, count: in
         raise InputError(f"labels: expected {count} whole numbers, one an image, got no array ({error})") from error
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
         raise InputError(f"labels: expected {count} whole numbers, one an image, got {values.dtype} {values.shape}")
+    wrong = np.flatnonzero((values < 0) | (values >= classes))
+    if len(wrong):
+        raise InputError(
+            f"labels: the network has {classes} outputs, so labels go from 0 to {classes - 1}; image {wrong[0]} has "
+            f"{values[wrong[0]]}"
+        )
     return values

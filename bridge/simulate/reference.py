@@ -18,9 +18,10 @@ from bridge.simulate.ops import channels, evaluate, tensor
 NAME = "reference"
 
 
-def run(graph: LayerGraph, x: Tensor, steps: int) -> SpikeRecord:
+def run(graph: LayerGraph, x: Tensor, steps: int, *, membranes: bool = False) -> SpikeRecord:
     """As `simulate`, for any number of images: `BATCH` of them at a time."""
-    return SpikeRecord.concatenate([simulate(graph, x[at : at + BATCH], steps) for at in range(0, len(x), BATCH)])
+    parts = (x[at : at + BATCH] for at in range(0, len(x), BATCH))
+    return SpikeRecord.concatenate([simulate(graph, part, steps, membranes=membranes) for part in parts])
 
 
 @torch.inference_mode()

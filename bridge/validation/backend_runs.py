@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +46,7 @@ def validate(
 ) -> Agreement:
     """What `bridge.SpikingNetwork.validate` does, whose arguments and errors these are, for a spiking `graph`."""
     x, steps = checked(graph, x), time_steps(steps)
-    truth = true_classes(labels, len(x))
+    truth = true_classes(labels, len(x), math.prod(graph.shapes[graph.output.name]))
     if images is not None and not isinstance(images, Mapping):
         raise InputError(f"images: expected a number of images by backend, such as {{'lava': 60}}, got {images!r}")
     limits = {name: positive(limit, f"images[{name!r}]") for name, limit in (images or {}).items()}
@@ -81,18 +83,15 @@ def exported(graph: LayerGraph, chosen: Sequence[str | Backend] | None) -> dict[
             raise InputError(f"backends: {twice} would each name more than one; give it a name of its own")
         return {backend.name: (backend, backend.export(written)) for backend in found}
     result: dict[str, tuple[Backend, Any]] = {}
-    reasons = []
     for backend in map(registry.get, registry.names()):
-        availability = backend.available()
-        if not availability.usable:
-            reasons.append(f"{backend.name}: {availability.install}")
-            continue
-        try:
-            result[backend.name] = backend, backend.export(written)
-        except GraphError as error:
-            reasons.append(f"{backend.name}: {error}")
+        if backend.available().usable:
+            with suppress(GraphError):  # not for networks of this kind
+                result[backend.name] = backend, backend.export(written)
     if not result:
-        raise BackendError(f"no backend is usable here. To get one: {'; '.join(reasons)}")
+        raise BackendError(
+            "no backend that takes this network is installed; the easiest to get: pip install snntorch\n"
+            "`qcfs-bridge doctor` says what each needs; backends=[] holds the network against its ANN alone"
+        )
     return result
 
 

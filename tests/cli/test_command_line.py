@@ -52,7 +52,8 @@ def test_doctor_without_the_frameworks(tmp_path):
         "net.validate(torch.zeros(1, 2), 2, ['snntorch'])"
     )
     done = run("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]), COLUMNS="200")
-    assert "status 1\nno backend is usable here. To get one: lava: pip install" in done.stdout
+    assert "status 1\nno backend that takes this network is installed; the easiest to get: pip" in done.stdout
+    assert "`qcfs-bridge doctor` says what each needs; backends=[] holds" in done.stdout
     assert 'pip install "spikingjelly>=2.0.0"' in done.stdout
     assert 'pip install "snntorch>=1.0.0"' in done.stdout
     assert 'pip install "qcfs-bridge[onnxruntime]"' in done.stdout

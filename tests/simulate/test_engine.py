@@ -398,7 +398,9 @@ def test_numpys_numbers_are_numbers():
     np.testing.assert_array_equal(found.outputs, network.simulate(x, 3, until="stable", patience=3).outputs)
 
 
-@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0.0, 1.0], [[0, 1]], None, [[0], [0, 1]], torch.zeros(3).long()])
+@pytest.mark.parametrize(
+    "labels", [[0], [0, 1, 2], [0.0, 1.0], [[0, 1]], None, [[0], [0, 1]], torch.zeros(3).long(), [0, 10], [-1, 0]]
+)
 def test_labels_that_do_not_fit(labels):
     network = digits.quantized(8)
     result = network.simulate(network.pixels(digits.test_images()[0][:2]), 2)
@@ -479,3 +481,16 @@ def test_the_twin_beside_lava():
     accuracy = agreement.backends["lava-twin"].accuracy
     assert accuracy is not None
     assert accuracy[-1] > 0.95
+
+
+def test_a_run_with_membranes():
+    """Of more images than are run at once; the spikes are where the potential reaches the level."""
+    network = digits.quantized(8)
+    x = network.pixels(digits.test_images()[0][:70])
+    record = network.run(x, 3, membranes=True)
+    for name in network.layers:
+        neuron = network.graph[name]
+        assert isinstance(neuron, IntegrateFire)
+        level = neuron.level.reshape(-1, *[1] * (record.membranes[name].ndim - 3))
+        np.testing.assert_array_equal(record.membranes[name] >= level, record.spikes(name))
+    assert not network.run(x[:2], 2).membranes

@@ -348,6 +348,15 @@ def test_bad_arguments(case):
         network.validate(x, 2, [], labels=[1, 2])
     with pytest.raises(InputError, match="labels"):
         network.validate(x, 2, [], labels=[0.5] * 10)
+    classes = network.graph.shapes[network.graph.output.name][0]
+    with pytest.raises(InputError, match=rf"labels go from 0 to {classes - 1}; image 2 has {classes}"):
+        network.validate(x[:3], 2, [], labels=[0, 1, classes])
+    with pytest.raises(InputError, match="backends: expected"):
+        network.validate(x, 2, 7)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="backends: expected"):
+        network.validate(x, 2, [None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="images: expected"):
+        network.validate(x, 2, [], images=7)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not among the backends"):
         network.validate(x, 2, ["snntorch"], images={"lava": 2})
     with pytest.raises(InputError, match="steps"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,9 @@ class Simulation(Shown):
     def accuracy(self, labels: Tensor | NDArray[Any] | Sequence[int]) -> NDArray[np.float64]:
         """Share of images ``[T]`` whose largest output after t steps is their label ``[B]``.
 
-        Raises `InputError` unless there is a label for each image.
+        Raises `InputError` unless there is a label for each image, and an output for each label.
         """
-        truth = true_classes(labels, len(self.steps))
+        truth = true_classes(labels, len(self.steps), math.prod(self.outputs.shape[2:]))
         if truth is None:
             raise InputError("labels: needs the true classes, one an image")
         return np.asarray((self.top1 == truth).mean(axis=1))
