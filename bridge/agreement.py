@@ -93,7 +93,7 @@ class BackendAgreement(Shown):
     readout_error: float = 0.0
     readouts_wrong: int = 0
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """Whether it agreed, and how many spikes did not."""
         facts = {"agreed": self.agreed, "images": self.images, "differing": self.total_differing, "ties": self.ties}
         return {**facts, "unexplained": self.unexplained, "readouts_wrong": self.readouts_wrong}
@@ -179,7 +179,7 @@ class Agreement(Shown):
     samples: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """The verdict, and of each backend how many of its spikes differ."""
         found = {name: backend.total_differing for name, backend in self.backends.items()}
         wrong = ", ".join(f"{name} {count:,}" for name, count in found.items()) or "no backend"

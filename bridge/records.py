@@ -46,7 +46,7 @@ class SpikeRecord(Shown):
     membranes: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     summed: bool = False
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """Whose it is, and of how much."""
         facts = {"backend": self.backend, "steps": self.steps, "images": self.images, "layers": self.shapes}
         return {**facts, "membranes": bool(self.membranes)}

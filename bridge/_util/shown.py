@@ -24,20 +24,20 @@ class Words(str):
 
 
 class Shown:
-    """Gives its class a `repr` of one line, and a table in a notebook, of what `shown_facts` says."""
+    """Gives its class a `repr` of one line, and a table in a notebook, of what `_shown_facts` says."""
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """What is shown, by name: the fields of a dataclass, unless a class knows better."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.repr}  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{name}={brief(value)}" for name, value in self.shown_facts().items())
+        inside = ", ".join(f"{name}={brief(value)}" for name, value in self._shown_facts().items())
         return f"{type(self).__name__}({inside if len(inside) <= LONGEST else f'{inside[:LONGEST]}…'})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(brief(value))}</td></tr>"
-            for name, value in self.shown_facts().items()
+            for name, value in self._shown_facts().items()
         )
         return f"<b>{html.escape(type(self).__name__)}</b><table>{rows}</table>"
 

@@ -68,7 +68,7 @@ class LayerGraph(Shown):
             raise GraphError(f"the output of {unused} goes nowhere; only the last layer may be the output")
         object.__setattr__(self, "shapes", shapes)
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """From what to what, and of how much."""
         shapes = f"{list(self.shapes[self.input.name])} -> {list(self.shapes[self.output.name])}"
         return {"shapes": Words(shapes), "layers": len(self.layers), "spiking": len(self.spiking)}

@@ -94,7 +94,7 @@ class LoihiReport(Shown):
     footprint_bytes: int
     notes: tuple[str, ...]
 
-    def shown_facts(self) -> dict[str, object]:
+    def _shown_facts(self) -> dict[str, object]:
         """What it costs altogether."""
         facts = {"schedule": self.schedule, "steps": self.steps, "images": self.images, "neurons": self.neurons}
         return {**facts, "synapses": self.synapses, "spikes": self.spikes, "operations": self.synaptic_operations}
