@@ -77,12 +77,12 @@ def ranges(graph: LayerGraph, *, spike: float = 1.0) -> dict[str, Range]:
 
 
 def potentials(graph: LayerGraph) -> dict[str, NDArray[np.float64]]:
-    """By layer of a staged network that fires: the largest size of its potential until its window ends, ``[C]``."""
+    """By layer of a staged or counting network that fires: the largest size of its potential until it ends, ``[C]``."""
     bounds = ranges(graph)
     return {
         layer.name: bounds[layer.inputs[0]].partial + layer.steps * layer.threshold.astype(np.float64)
         for layer in graph
-        if isinstance(layer, WindowFire)
+        if isinstance(layer, WindowFire | SpikeCount)
     }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from bridge.graph import (
     Affine,
     BiasOnce,
     Impulse,
-    IntegrateFire,
     Layer,
     LayerGraph,
     MaxPool,
@@ -20,7 +18,7 @@ from bridge.graph import (
     aligned,
 )
 from bridge.passes.to_float32 import to_float32
-from bridge.simulate.ops import evaluate
+from bridge.simulate.at_rest import at_rest
 from bridge.simulate.spike_pools import spike_pool
 
 
@@ -67,15 +65,3 @@ def stage(counting: LayerGraph) -> LayerGraph:
         name = counting.free(f"{output.name}_once")
         layers.append(BiasOnce(name=name, inputs=(output.name,), bias=total))
     return to_float32(LayerGraph(tuple(layers)))
-
-
-@torch.inference_mode()
-def at_rest(graph: LayerGraph) -> dict[str, np.ndarray]:
-    """What each layer of a plain or counting network gives for a zero image and no spikes, in float64."""
-    values: dict[str, torch.Tensor] = {}
-    for layer in graph:
-        if not layer.inputs or isinstance(layer, IntegrateFire):
-            values[layer.name] = torch.zeros(1, *graph.shapes[layer.name], dtype=torch.float64)
-        else:
-            values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))
-    return {name: value[0].numpy() for name, value in values.items()}

@@ -21,7 +21,8 @@ from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
-from exporters.lava.bounds import LARGEST_MANTISSA, check_counting, check_network, check_pixels, largest_potential
+from bridge.simulate.registers import LARGEST_MANTISSA, expect_registers
+from exporters.lava.bounds import check_network, check_pixels, largest_potential
 from exporters.lava.plan import LavaPlan, Parts
 
 
@@ -53,7 +54,7 @@ class LavaTwin:
         """Raises `GraphError` if `graph` is not in whole numbers, or a layer does not fit Loihi's registers."""
         layers = from_nir(graph)
         if layers.latency is not None:
-            check_counting(layers)
+            expect_registers(layers)
             return TwinNetwork(layers, CountSimulator(layers, torch.device("cpu")))
         plan = LavaPlan(fold_pooling(layers, LARGEST_MANTISSA), Parts(synapses="torch", fixed=True))
         check_network(plan)

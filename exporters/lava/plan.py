@@ -15,9 +15,10 @@ from bridge import graph as layers
 from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import LayerGraph, Shape
-from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT, UNIT
+from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT
 from bridge.simulate.connections import fires
 from bridge.simulate.counting_form import counting_form
+from bridge.simulate.registers import register_shift
 from exporters.lava.layout import Layout
 from exporters.lava.lowering import Float64, Synapse, at_rest, lower
 
@@ -193,9 +194,9 @@ class LavaPlan:
 
         None if it hears nothing but currents and its threshold and level, which the chip shifts in any case, allow it.
         """
-        whole = bool((neuron.level % UNIT == 0).all() and (neuron.threshold % UNIT == 0).all())
-        alone = neuron.name in self.fed and not self.heard[neuron.name]
-        return 0 if self.parts.fixed and alone and whole else SHIFT
+        if not self.parts.fixed:
+            return SHIFT
+        return register_shift(self.graph, neuron, currents=self.parts.inputs == "currents")
 
     @cached_property
     def biases(self) -> Mapping[str, Float64]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridge.errors import ConversionError
+from bridge.errors import ConversionError, GraphError
 from bridge.graph import (
     Affine,
     AvgPool2d,
@@ -32,11 +32,13 @@ from bridge.graph.loihi_registers import (
     WEIGHT_BITS,
 )
 from bridge.graph.ranges import EXACT, Range, ranges
+from bridge.passes.fold_pooling import fold_pooling
 from bridge.passes.quantization.scale_groups import Known, ScaleGroup, tied
 from bridge.passes.scaling import scale_inputs
-from bridge.passes.stage import at_rest
+from bridge.simulate.at_rest import at_rest
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
+from bridge.simulate.registers import LARGEST_MANTISSA, expect_registers
 
 Floats = NDArray[np.float64]
 
@@ -113,6 +115,8 @@ def quantize(
             if not changed:
                 for plan in plans:
                     plan.expect_precision()
+                if weight_bits <= WEIGHT_BITS:
+                    _expect_registers(result)
                 return result
         for plan, error in problems:
             relieved = _relieve(plan, plans)
@@ -126,6 +130,14 @@ def quantize(
         f"layers {sorted(changed)}: in {ROUNDS} rounds no scales were found at which they keep their bounds. "
         "Affine layers in a row use up the range of whole numbers: put a QCFS between them"
     )
+
+
+def _expect_registers(graph: LayerGraph) -> None:
+    """Raise `ConversionError` unless the exporters for Loihi take `graph`: by the very check that they make."""
+    try:
+        expect_registers(fold_pooling(graph, LARGEST_MANTISSA))
+    except GraphError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _relieve(plan: _Plan, plans: Sequence[_Plan]) -> set[str]:
