@@ -15,6 +15,7 @@ THRESHOLD_BITS = 17  # unsigned, before the shift
 BIAS_MANTISSA_BITS = 13  # signed
 BIAS_EXPONENT_BITS = 3  # unsigned: the bias is mantissa · 2^exponent, without a further shift
 
+SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
 LARGEST_STATE = 2 ** (STATE_BITS - 1) - 1
 LARGEST_INPUT = 2 ** (STATE_BITS - 1 - SHIFT) - 1  # of a synaptic input, before the shift: 131 071
 LARGEST_THRESHOLD = 2**THRESHOLD_BITS - 1  # before the shift: 131 071

@@ -19,7 +19,7 @@ from bridge._util.neutral import neutral
 from bridge._util.shown import Shown
 from bridge.errors import ConversionError, ValidationError
 from bridge.graph import Affine, AtLeast, GroupFire, LayerGraph, MaxPool, Scale
-from bridge.graph.loihi_registers import WEIGHT_BITS
+from bridge.graph.loihi_registers import LARGEST_WEIGHT, SMALLEST_WEIGHT, WEIGHT_BITS
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
 from bridge.loihi.cores import ChipCost, Cores, shared, state_bytes, unshared
 from bridge.loihi.pipeline import Pipeline, pipeline, sources
@@ -30,7 +30,6 @@ from bridge.simulate.counting_form import counting_form
 from bridge.simulate.spike_pools import spike_pool
 
 GRADED = "grouped, graded spikes"
-SMALLEST_WEIGHT, LARGEST_WEIGHT = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bridge.errors import GraphError
 from bridge.graph import Affine, AvgPool2d, EachLevel, IntegrateFire, Layer, LayerGraph, Scale, SpikeCount
@@ -19,7 +20,9 @@ from bridge.graph.loihi_registers import (
     LARGEST_INPUT,
     LARGEST_STATE,
     LARGEST_THRESHOLD,
+    LARGEST_WEIGHT,
     SHIFT,
+    SMALLEST_WEIGHT,
     UNIT,
     WEIGHT_BITS,
 )
@@ -27,7 +30,6 @@ from bridge.graph.ranges import potentials, ranges
 from bridge.simulate.at_rest import at_rest
 
 LARGEST_EXPONENT = 7  # of a synapse's weights
-LARGEST_MANTISSA = 2 ** (WEIGHT_BITS - 1) - 1
 REMEDY = "quantize to fewer bits or lower scales"
 
 
@@ -80,6 +82,16 @@ def register_shift(graph: LayerGraph, neuron: IntegrateFire, *, currents: bool =
     return 0 if currents and whole and neuron.inputs[0] in graph.constant else SHIFT
 
 
+def held_bias(bias: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """The biases of a neuron layer as mantissa and exponent, ``bias = mantissa · 2^(exponent − SHIFT)``.
+
+    The exponent is the shift unless that makes a mantissa too large, and one more then, for all.
+    """
+    if np.abs(bias).max() > LARGEST_BIAS_MANTISSA:
+        return bias / 2, SHIFT + 1
+    return bias, SHIFT
+
+
 def _expect_counting(graph: LayerGraph) -> None:
     """Of a staged, grouped or counting network: potentials are not shifted, and bounded until the window's end."""
     for layer in graph:
@@ -105,14 +117,14 @@ def _expect_weights(layer: Layer) -> None:
     """That the weights are held in 8 bits; those of a `Scale`, which stand for themselves, with an exponent."""
     if isinstance(layer, Affine):
         low, high = layer.weight.min(), layer.weight.max()
-        if low < -LARGEST_MANTISSA - 1 or high > LARGEST_MANTISSA:
+        if low < SMALLEST_WEIGHT or high > LARGEST_WEIGHT:
             raise GraphError(
                 f"layer {layer.name!r}: its weights go from {low:.0f} to {high:.0f}, a synapse holds "
-                f"{-LARGEST_MANTISSA - 1} to {LARGEST_MANTISSA}: quantize to {WEIGHT_BITS} bits"
+                f"{SMALLEST_WEIGHT} to {LARGEST_WEIGHT}: quantize to {WEIGHT_BITS} bits"
             )
     elif isinstance(layer, Scale):
         factors = np.abs(layer.scale.astype(np.int64))
-        exponents = np.ceil(np.log2(np.maximum(factors / LARGEST_MANTISSA, 1))).astype(np.int64)
+        exponents = np.ceil(np.log2(np.maximum(factors / LARGEST_WEIGHT, 1))).astype(np.int64)
         wrong = (exponents > LARGEST_EXPONENT) | (factors % 2**exponents != 0)
         if wrong.any():
             raise GraphError(
@@ -131,9 +143,8 @@ def _expect_thresholds(graph: LayerGraph, neuron: IntegrateFire, *, currents: bo
             )
 
 
-def _expect_bias(neuron: IntegrateFire, bias: np.ndarray) -> None:
-    """That it is held as mantissa · 2^exponent, where the exponent is the unit's, or one more for all."""
-    mantissa = bias / 2 if np.abs(bias).max() > LARGEST_BIAS_MANTISSA else bias
+def _expect_bias(neuron: IntegrateFire, bias: NDArray[np.float64]) -> None:
+    mantissa, _ = held_bias(bias)
     if np.abs(mantissa).max() > LARGEST_BIAS_MANTISSA or (mantissa != np.rint(mantissa)).any():
         raise GraphError(
             f"layer {neuron.name!r}: biases from {bias.min():.0f} to {bias.max():.0f} are not within "

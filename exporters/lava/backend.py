@@ -19,10 +19,10 @@ from bridge._util.neutral import neutral
 from bridge.backends.protocol import Availability, check_input, probe
 from bridge.errors import BackendError
 from bridge.graph import Conv2d, LayerGraph
+from bridge.graph.loihi_registers import LARGEST_WEIGHT
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
 from bridge.records import SpikeRecord
-from bridge.simulate.registers import LARGEST_MANTISSA
 from exporters.lava import bounds, compat
 from exporters.lava.network import LavaNetwork
 from exporters.lava.plan import Parts
@@ -168,7 +168,7 @@ def build_network(graph: LayerGraph, fixed: LavaFixed | None = None) -> LavaNetw
     if fixed is None:
         return LavaNetwork(graph, Parts())
     parts = Parts(synapses=fixed.synapses, neuron=fixed.neuron, inputs=fixed.inputs, spikes=fixed.spikes, fixed=True)
-    network = LavaNetwork(fold_pooling(graph, LARGEST_MANTISSA), parts)
+    network = LavaNetwork(fold_pooling(graph, LARGEST_WEIGHT), parts)
     bounds.check_network(network)
     return network
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bridge.errors import GraphError, InputError
 from bridge.graph import IntegrateFire
 from bridge.graph.loihi_registers import LARGEST_INPUT, LARGEST_STATE
-from bridge.graph.ranges import LARGEST_PIXEL, ranges
+from bridge.graph.ranges import EXACT, LARGEST_PIXEL, ranges
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
@@ -23,7 +23,6 @@ from bridge.simulate.registers import REMEDY, expect_registers
 from exporters.lava.plan import LavaPlan
 
 LARGEST_HELD_CURRENT = np.iinfo(np.int16).max  # Lava's type of a bias's mantissa
-EXACT = 2**24  # below it float32 holds every whole number
 VALUES = 2**24  # of membrane potentials, recorded at once
 
 
@@ -56,7 +55,7 @@ def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None
     worst = [steps * bounds[neuron.inputs[0]].size.max() + neuron.threshold.max() for neuron in neurons]
     if any(value > largest_potential(network, neuron) for value, neuron in zip(worst, neurons, strict=True)):
         exact = max(*worst, *(bound.partial.max() for bound in bounds.values())) < EXACT
-        if exact and network.parts.neuron == "integrate_fire" and _engine_finds_none(network, neurons, x, steps):
+        if exact and network.parts.neuron == "integrate_fire" and _engine_finds_none(network, x, steps):
             return
         images = x.astype(np.float32) if exact else x.astype(np.float64)
         for neuron, what, value, step, image in _extremes(network, neurons, images, steps):
@@ -68,11 +67,10 @@ def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None
                 )
 
 
-def _engine_finds_none(network: LavaPlan, neurons: list[IntegrateFire], x: NDArray[np.floating], steps: int) -> bool:
+def _engine_finds_none(network: LavaPlan, x: NDArray[np.floating], steps: int) -> bool:
     """Whether no potential leaves its register: the engine is fast, but does not say where one does."""
-    limits = {neuron.name: float(largest_potential(network, neuron)) for neuron in neurons}
     try:
-        Engine(network.graph, limits=limits).run(tensor(x), steps, memory=MEMORY)
+        Engine(network.graph, limits=limits(network)).run(tensor(x), steps, memory=MEMORY)
     except InputError:
         return False
     return True
@@ -102,6 +100,12 @@ def _check_held_currents(network: LavaPlan, x: NDArray[np.floating]) -> None:
 def largest_potential(network: LavaPlan, neuron: IntegrateFire) -> int:
     """The largest potential that the register of `neuron` holds, in the network's units."""
     return int(LARGEST_STATE >> network.shift(neuron))
+
+
+def limits(network: LavaPlan) -> dict[str, float]:
+    """By layer of neurons of a plain network: what the engine is to hold potentials to, to run within the registers."""
+    neurons = [layer for layer in network.graph if isinstance(layer, IntegrateFire)]
+    return {neuron.name: float(largest_potential(network, neuron)) for neuron in neurons}
 
 
 def _extremes(

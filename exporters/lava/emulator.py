@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bridge._util.neutral import neutral
 from bridge._util.shown import Shown
 from bridge.backends.protocol import Availability, check_input
-from bridge.graph import IntegrateFire, LayerGraph
+from bridge.graph import LayerGraph
+from bridge.graph.loihi_registers import LARGEST_WEIGHT
 from bridge.nir_graph import from_nir
 from bridge.passes.fold_pooling import fold_pooling
 from bridge.records import SpikeRecord
@@ -21,8 +22,8 @@ from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
-from bridge.simulate.registers import LARGEST_MANTISSA, expect_registers
-from exporters.lava.bounds import check_network, check_pixels, largest_potential
+from bridge.simulate.registers import expect_registers
+from exporters.lava.bounds import check_network, check_pixels, limits
 from exporters.lava.plan import LavaPlan, Parts
 
 
@@ -56,11 +57,9 @@ class LavaTwin:
         if layers.latency is not None:
             expect_registers(layers)
             return TwinNetwork(layers, CountSimulator(layers, torch.device("cpu")))
-        plan = LavaPlan(fold_pooling(layers, LARGEST_MANTISSA), Parts(synapses="torch", fixed=True))
+        plan = LavaPlan(fold_pooling(layers, LARGEST_WEIGHT), Parts(synapses="torch", fixed=True))
         check_network(plan)
-        neurons = [layer for layer in plan.graph if isinstance(layer, IntegrateFire)]
-        limits = {layer.name: float(largest_potential(plan, layer)) for layer in neurons}
-        return TwinNetwork(layers, Engine(layers, limits=limits))
+        return TwinNetwork(layers, Engine(layers, limits=limits(plan)))
 
     @neutral()
     def run(self, native: TwinNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:

@@ -15,10 +15,10 @@ from bridge import graph as layers
 from bridge.backends.protocol import expect_plain
 from bridge.errors import GraphError
 from bridge.graph import LayerGraph, Shape
-from bridge.graph.loihi_registers import LARGEST_BIAS_MANTISSA, SHIFT
+from bridge.graph.loihi_registers import SHIFT
 from bridge.simulate.connections import fires
 from bridge.simulate.counting_form import counting_form
-from bridge.simulate.registers import register_shift
+from bridge.simulate.registers import held_bias, register_shift
 from exporters.lava.layout import Layout
 from exporters.lava.lowering import Float64, Synapse, at_rest, lower
 
@@ -155,7 +155,7 @@ class LavaPlan:
             return (shape[0] * shape[1], *shape[2:])
         return shape
 
-    @property
+    @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Lava's order of each spiking layer's neurons."""
         return {name: Layout(self.shape(name)) for name in self.graph.spiking}
@@ -207,14 +207,9 @@ class LavaPlan:
         return {name: self._in_order(name, value * (name not in fed))[0] for name, value in values.items()}
 
     def bias(self, neuron: layers.IntegrateFire) -> tuple[Float64, int]:
-        """The current that `neuron` gets at each step, ``mantissa · 2^(exponent − SHIFT)``, in Lava's order.
-
-        The exponent is the shift unless that makes a mantissa too large, and one more then.
-        """
+        """The current that `neuron` gets at each step, ``mantissa · 2^(exponent − SHIFT)``, in Lava's order."""
         bias = self.biases[neuron.inputs[0]]
-        if self.parts.fixed and np.abs(bias).max() > LARGEST_BIAS_MANTISSA:
-            return bias / 2, SHIFT + 1
-        return bias, SHIFT
+        return held_bias(bias) if self.parts.fixed else (bias, SHIFT)
 
     def feed(self, x: NDArray[np.floating]) -> dict[str, Float64]:
         """What images `x` ``[B, *input]`` give at each of their steps, by the layer that gets it: ``[B, *port shape]``.

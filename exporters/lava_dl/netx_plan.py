@@ -20,9 +20,9 @@ from bridge.graph.loihi_registers import (
     LARGEST_INPUT,
     LARGEST_STATE,
     LARGEST_THRESHOLD,
+    LARGEST_WEIGHT,
     SHIFT,
     UNIT,
-    WEIGHT_BITS,
 )
 from bridge.graph.ranges import ranges
 from bridge.passes.fold_pooling import fold_pooling
@@ -120,7 +120,7 @@ def _check_registers(graph: LayerGraph, blocks: Sequence[Block]) -> None:
             continue
         weight, bias, bound = block.synapse.weight, block.synapse.bias, bounds[block.synapse.name]
         heard = float(np.maximum(np.abs(bound.low - bias), np.abs(bound.high - bias)).max())
-        _expect(block.synapse, "weight", float(np.abs(weight).max()), 2 ** (WEIGHT_BITS - 1) - 1)
+        _expect(block.synapse, "weight", float(np.abs(weight).max()), LARGEST_WEIGHT)
         _expect(block.synapse, "bias", float(np.abs(bias).max()), LARGEST_BIAS_MANTISSA)
         _expect(block.synapse, "output in one step", heard, LARGEST_INPUT)
         if not weight.any():

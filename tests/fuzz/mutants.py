@@ -309,8 +309,8 @@ def _good(kind: str) -> Path:
 def judged(kind: str, path: Path) -> str:
     """Whether the file was read or refused, in that word. Raises `BrokenError` if the reader does what none may do."""
     _watch()
-    _reset_peak()
-    before, start = _held(), time.perf_counter()
+    reset_peak()
+    before, start = held(), time.perf_counter()
     _watching.append(path)
     try:
         with warnings.catch_warnings():
@@ -323,7 +323,7 @@ def judged(kind: str, path: Path) -> str:
         raise BrokenError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
     finally:
         _watching.clear()
-    took, more = time.perf_counter() - start, _peak() - before
+    took, more = time.perf_counter() - start, peak() - before
     if took > SECONDS:
         raise BrokenError(f"took {took:.0f} s")
     if more > MEMORY:
@@ -344,7 +344,7 @@ _watching: list[Path] = []
 """The file that is read now: a hook stays for as long as the program runs."""
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -357,11 +357,11 @@ def _status(field: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
-def _held() -> int:
+def held() -> int:
     return _status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _peak() -> int:
+def peak() -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -28,6 +28,7 @@ from bridge.graph.loihi_registers import (
     LARGEST_INPUT,
     LARGEST_STATE,
     LARGEST_THRESHOLD,
+    LARGEST_WEIGHT,
     UNIT,
     WEIGHT_BITS,
 )
@@ -38,7 +39,7 @@ from bridge.passes.scaling import scale_inputs
 from bridge.simulate.at_rest import at_rest
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
-from bridge.simulate.registers import LARGEST_MANTISSA, expect_registers
+from bridge.simulate.registers import expect_registers
 
 Floats = NDArray[np.float64]
 
@@ -135,7 +136,7 @@ def quantize(
 def _expect_registers(graph: LayerGraph) -> None:
     """Raise `ConversionError` unless the exporters for Loihi take `graph`: by the very check that they make."""
     try:
-        expect_registers(fold_pooling(graph, LARGEST_MANTISSA))
+        expect_registers(fold_pooling(graph, LARGEST_WEIGHT))
     except GraphError as error:
         raise ConversionError(str(error)) from error
 

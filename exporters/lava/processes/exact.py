@@ -17,7 +17,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike, NDArray
 
 from bridge.graph.loihi_registers import LARGEST_STATE
-from exporters.lava.processes.ports import DenseInPort
+from exporters.lava.processes.ports import FloatNeuronPorts, WholeNeuronPorts
 from exporters.lava.processes.whole import expect_whole
 
 
@@ -174,13 +174,9 @@ class AbstractPyWindowFireModel(PyLoihiProcessModel):  # type: ignore[misc]
 @implements(proc=WindowFire, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyWindowFireModelFloat(AbstractPyWindowFireModel):
+class PyWindowFireModelFloat(FloatNeuronPorts, AbstractPyWindowFireModel):
     """`WindowFire` in float64."""
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
-    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u: NDArray[Any] = LavaPyType(np.ndarray, float)
     w: NDArray[Any] = LavaPyType(np.ndarray, float)
     level: NDArray[Any] = LavaPyType(np.ndarray, float)
@@ -190,13 +186,9 @@ class PyWindowFireModelFloat(AbstractPyWindowFireModel):
 @implements(proc=WindowFire, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("bit_accurate_loihi", "fixed_pt")
-class PyWindowFireModelFixed(AbstractPyWindowFireModel):
+class PyWindowFireModelFixed(WholeNeuronPorts, AbstractPyWindowFireModel):
     """`WindowFire` in whole numbers of 24 bits."""
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
-    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     w: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     level: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
@@ -249,24 +241,16 @@ class AbstractPySpikeCountModel(AbstractPyDriveModel):
         return np.clip(counts, 0, self.most)
 
 
-class PyDriveModelFloat(AbstractPyDriveModel):
+class PyDriveModelFloat(FloatNeuronPorts, AbstractPyDriveModel):
     """Ports and Vars in float64."""
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
-    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     level: NDArray[Any] = LavaPyType(np.ndarray, float)
     bias: NDArray[Any] = LavaPyType(np.ndarray, float)
 
 
-class PyDriveModelFixed(AbstractPyDriveModel):
+class PyDriveModelFixed(WholeNeuronPorts, AbstractPyDriveModel):
     """Ports and Vars in whole numbers."""
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
-    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     level: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     bias: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
 
@@ -283,8 +267,6 @@ class PyThresholdsModelFloat(AbstractPyThresholdsModel, PyDriveModelFloat):
 @tag("bit_accurate_loihi", "fixed_pt")
 class PyThresholdsModelFixed(AbstractPyThresholdsModel, PyDriveModelFixed):
     """`Thresholds` in whole numbers."""
-
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
 
     def __init__(self, proc_params: ProcessParameters) -> None:
         super().__init__(proc_params)
@@ -306,6 +288,7 @@ class PySpikeCountModelFloat(AbstractPySpikeCountModel, PyDriveModelFloat):
 class PySpikeCountModelFixed(AbstractPySpikeCountModel, PyDriveModelFixed):
     """`SpikeCount` in whole numbers."""
 
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     threshold: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
 
     def __init__(self, proc_params: ProcessParameters) -> None:

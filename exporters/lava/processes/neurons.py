@@ -18,7 +18,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import ArrayLike, NDArray
 
 from bridge.graph.loihi_registers import LARGEST_BIAS_EXPONENT, LARGEST_STATE, SHIFT, UNIT
-from exporters.lava.processes.ports import DenseInPort
+from exporters.lava.processes.ports import DenseInPort, FloatNeuronPorts, WholeNeuronPorts
 from exporters.lava.processes.whole import expect_whole
 
 HALF = LARGEST_STATE + 1  # of the 2^24 values a current can have
@@ -204,13 +204,9 @@ class AbstractPyIntegrateFireModel(AbstractPyStreamModel):
 @implements(proc=IntegrateFire, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyIntegrateFireModelFloat(AbstractPyIntegrateFireModel):
+class PyIntegrateFireModelFloat(FloatNeuronPorts, AbstractPyIntegrateFireModel):
     """`IntegrateFire` in float64."""
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
-    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     u: NDArray[Any] = LavaPyType(np.ndarray, float)
     level: np.ndarray = LavaPyType(np.ndarray, float)
     threshold: np.ndarray = LavaPyType(np.ndarray, float)
@@ -231,14 +227,11 @@ class PyIntegrateFireModelFloat(AbstractPyIntegrateFireModel):
 @implements(proc=IntegrateFire, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("bit_accurate_loihi", "fixed_pt")
-class PyIntegrateFireModelFixed(AbstractPyIntegrateFireModel):
+class PyIntegrateFireModelFixed(WholeNeuronPorts, AbstractPyIntegrateFireModel):
     """`IntegrateFire` in Loihi's registers (lava-nc 0.10.0, lava.proc.lif.models: its LIF without leak or memory of
     the current, ``dv=0, du=4095``).
     """
 
-    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)  # whole 64ths, where a bias's exponent is below 6
     u: NDArray[Any] = LavaPyType(np.ndarray, np.int32, precision=24)
     level: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=17)

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
-from lava.magma.core.model.py.ports import PyOutPort
-from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess, LogConfig, ProcessParameters
 from lava.magma.core.resources import CPU
@@ -16,7 +14,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from bridge import graph as layers
 from bridge.simulate.ops import evaluate
 from exporters.lava.layout import Layout
-from exporters.lava.processes.ports import DenseInPort
+from exporters.lava.processes.ports import FloatPorts, WholePorts
 
 
 class GroupSum(AbstractProcess):  # type: ignore[misc]
@@ -95,38 +93,26 @@ class AbstractPyMaxPoolModel(PyLoihiProcessModel):  # type: ignore[misc]
 @implements(proc=GroupSum, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyGroupSumModelFloat(AbstractPyGroupSumModel):
+class PyGroupSumModelFloat(FloatPorts, AbstractPyGroupSumModel):
     """`GroupSum` in float64."""
-
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
 @implements(proc=GroupSum, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("bit_accurate_loihi", "fixed_pt")
-class PyGroupSumModelFixed(AbstractPyGroupSumModel):
+class PyGroupSumModelFixed(WholePorts, AbstractPyGroupSumModel):
     """`GroupSum` in whole numbers."""
-
-    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
 
 
 @implements(proc=MaxPool, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyMaxPoolModelFloat(AbstractPyMaxPoolModel):
+class PyMaxPoolModelFloat(FloatPorts, AbstractPyMaxPoolModel):
     """`MaxPool` in float64."""
-
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
 @implements(proc=MaxPool, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("bit_accurate_loihi", "fixed_pt")
-class PyMaxPoolModelFixed(AbstractPyMaxPoolModel):
+class PyMaxPoolModelFixed(WholePorts, AbstractPyMaxPoolModel):
     """`MaxPool` in whole numbers."""
-
-    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from lava.magma.core.model.py.ports import PyInPortVectorDense
+from lava.magma.core.model.py.ports import PyInPortVectorDense, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
 from numpy.typing import NDArray
 
 
@@ -21,3 +22,35 @@ class DenseInPort(PyInPortVectorDense):  # type: ignore[misc]
         for port in more:
             total = np.add(total, self._transformer.transform(port.recv(), port), dtype=self._d_type)
         return total
+
+
+class FloatNeuronPorts:
+    """The ports of a model of neurons in float64."""
+
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+
+
+class WholeNeuronPorts:
+    """The ports of a model of neurons in whole numbers; spikes are 0 and 1."""
+
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    bias_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
+    u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+
+class FloatPorts:
+    """The ports of a model that hands on what comes in, in float64."""
+
+    a_in: DenseInPort = LavaPyType(DenseInPort, float)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+
+
+class WholePorts:
+    """The ports of a model that hands on what comes in, in whole numbers."""
+
+    a_in: DenseInPort = LavaPyType(DenseInPort, np.int32, precision=24)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)

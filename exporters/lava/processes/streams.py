@@ -17,7 +17,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from numpy.typing import DTypeLike, NDArray
 
-from exporters.lava.processes.ports import DenseInPort
+from exporters.lava.processes.ports import DenseInPort, FloatPorts
 from exporters.lava.processes.whole import expect_whole
 
 
@@ -163,11 +163,8 @@ class AbstractPyDelayModel(PyLoihiProcessModel):  # type: ignore[misc]
 @implements(proc=Delay, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyDelayModelFloat(AbstractPyDelayModel):
+class PyDelayModelFloat(FloatPorts, AbstractPyDelayModel):
     """`Delay` in float64."""
-
-    a_in: DenseInPort = LavaPyType(DenseInPort, float)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
 @implements(proc=Delay, protocol=LoihiProtocol)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bridge.graph import Affine, Conv2d, Linear
-from bridge.graph.loihi_registers import LARGEST_STATE, WEIGHT_BITS
+from bridge.graph.loihi_registers import LARGEST_STATE, LARGEST_WEIGHT, SMALLEST_WEIGHT
 from bridge.graph.ranges import Range
 from bridge.simulate.engine.kernels import Kernel, int8
 from exporters.lava.processes.ports import DenseInPort
@@ -290,8 +290,7 @@ class PyTorchDenseModelFixed(AbstractPyTorchModelFixed, AbstractPyTorchDenseMode
     """`TorchDense` in whole numbers (lava-nc 0.10.0, lava.proc.dense.models)."""
 
     def __init__(self, proc_params: ProcessParameters) -> None:
-        low, high = -(2 ** (WEIGHT_BITS - 1)), 2 ** (WEIGHT_BITS - 1) - 1
-        expect_whole(f"TorchDense {proc_params['name']!r}", proc_params["weights"], low, high)
+        expect_whole(f"TorchDense {proc_params['name']!r}", proc_params["weights"], SMALLEST_WEIGHT, LARGEST_WEIGHT)
         super().__init__(proc_params)
 
     def hold(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
