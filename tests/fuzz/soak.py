@@ -13,6 +13,7 @@ import gc
 import os
 import sys
 from dataclasses import astuple, dataclass
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ GROWTH = 32 * 2**20
 MAPPINGS = 32
 """Mappings that may be added: libraries that are loaded late, arenas of an allocator; not one for each validation."""
 LAVA = ("lava", "lava-fixed")
+SEGMENT = f"s{os.getpid()}_"
+"""How the names of this process's and its children's segments in /dev/shm begin: other programs have theirs there."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Held:
         status = Path("/proc/self/status").read_text().splitlines()
         memory = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
         mappings = len(Path("/proc/self/maps").read_text().splitlines())
-        shared = len(os.listdir("/dev/shm"))  # noqa: PTH208
+        shared = sum(name.startswith(SEGMENT) for name in os.listdir("/dev/shm"))  # noqa: PTH208
         return Held(memory, len(os.listdir("/proc/self/fd")), len(children(os.getpid())), shared, mappings)  # noqa: PTH208
 
 
@@ -62,6 +65,7 @@ def network(integer: bool) -> tuple[bridge.SpikingNetwork, torch.Tensor]:
 
 def soak(backends: list[str], count: int, *, integer: bool) -> list[str]:
     """Validate `count` times on `backends` and print what was held; return what has grown."""
+    shared_memory._SHM_NAME_PREFIX = f"/{SEGMENT}"  # type: ignore[attr-defined]
     subject, x = network(integer)
     warm = max(1, count // 10)
     before = None
