@@ -160,9 +160,11 @@ class Agreement(Shown):
 
     ``neurons``: by spiking layer, in order. ``reference`` is the reference simulator held against the ANN;
     ``backends`` are held against the reference and the ANN, and ``between`` against each other: by pair ``"a | b"``,
-    by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN, and
-    for a staged network, which has ``equals_ann`` instead: whether its counts are the ANN's activations.
-    ``costs``: of a staged or grouped network, its price by the name of its schedule, and the plain one's beside it
+    by layer, spikes that differ at each step, over the images that both ran. ``rate_error`` is None without an ANN,
+    where it was not asked for, and for a staged network, which has ``equals_ann`` instead: whether its counts are the
+    ANN's activations. ``simulator`` is what decided: the "reference" simulator, or in integers the "engine", of which
+    every spike on the first ``checked_images`` images was found to be the reference's, in this very run. ``costs``: of
+    a staged or grouped network, its price by the name of its schedule, and the plain one's beside it
     (`bridge.SpikingNetwork.cost`); else empty. ``samples`` holds some neurons and images for the report's pictures
     (`bridge.validation.samples`), ``environment`` what it was run on. Example: docs/agreement_schema.md.
     """
@@ -174,6 +176,8 @@ class Agreement(Shown):
     backends: dict[str, BackendAgreement]
     between: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     rate_error: RateError | None = None
+    simulator: str = "reference"
+    checked_images: int = 0
     equals_ann: EqualsANN | None = None
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
@@ -222,6 +226,8 @@ class Agreement(Shown):
             "backends": backends,
             "between": self.between,
             "rate_error": None if self.rate_error is None else asdict(self.rate_error),
+            "simulator": self.simulator,
+            "checked_images": self.checked_images,
             "equals_ann": None if self.equals_ann is None else asdict(self.equals_ann),
             "costs": self.costs,
             "samples": self.samples,

@@ -384,8 +384,14 @@ class SpikingNetwork:
         labels: Tensor | NDArray[Any] | Sequence[int] | None = None,
         images: Mapping[str, int] | None = None,
         executor: Executor | None = None,
+        error_parts: bool = True,
     ) -> Agreement:
         """Run `x` on the reference and on every backend, and count what differs, per layer and time step.
+
+        In floats the reference is the plain simulator of `run`. In integers the engine of `simulate` stands for it,
+        which is quicker and exact: in each validation, the first batch of images (64, or fewer of a large network) is
+        run on both. Against a backend that itself is the engine ("lava-twin") the reference stays. The agreement says
+        which of them decided.
 
         Args:
             x: images ``[B, *input]``, float; held constant over time.
@@ -397,6 +403,7 @@ class SpikingNetwork:
             images: by backend, run only that many of the images, the first ones; for slow backends.
             executor: where to run batches, such as a `concurrent.futures.ProcessPoolExecutor` or dask's
                 ``client.get_executor()``. The result is the same to the last bit.
+            error_parts: take the rate error of a plain network apart (``Agreement.rate_error``).
 
         Returns:
             The `bridge.Agreement`: print it with `bridge.report.table`, write it with ``save``.
@@ -407,8 +414,9 @@ class SpikingNetwork:
             ValidationError: a backend's record does not fit the network.
         """
         return backend_runs.validate(
-            self.graph, self.ann, x, self._steps(steps), backends, labels=labels, images=images, executor=executor
-        )
+            self.graph, self.ann, x, self._steps(steps), backends,
+            labels=labels, images=images, executor=executor, error_parts=error_parts,
+        )  # fmt: skip
 
 
 def convert(

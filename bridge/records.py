@@ -247,6 +247,9 @@ def differing(one: SpikeRecord, other: SpikeRecord) -> dict[str, NDArray[np.int6
     result = {}
     for name, bits in one.packed.items():
         unlike = bits[:, :images] ^ other.packed[name][:, :images]
+        if not unlike.any():  # the usual case
+            result[name] = np.zeros(len(unlike), np.int64)
+            continue
         neurons = np.unpackbits(unlike, axis=-1, count=int(np.prod(one.shapes[name])))
         result[name] = neurons.sum(axis=(1, 2), dtype=np.int64)
     return result

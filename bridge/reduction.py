@@ -33,8 +33,7 @@ from bridge.records import SpikeRecord
 from bridge.simulate.images import checked
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
-from bridge.validation.backend_runs import batch_size
-from bridge.validation.compare import BackendRun, Batch, compare
+from bridge.validation.compare import BackendRun, Batch, Subject, compare, potentials_at_once
 from bridge.validation.divergence import Replay
 
 logger = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ def reduce(
     """
     images, steps = checked(network.graph, x), time_steps(network.latency if steps is None else steps)
     backend = registry.usable(backend)
-    size = batch_size(network.graph, steps)
+    size = potentials_at_once(network.graph, steps)
     for start in progress(range(0, len(images), size), f"reducing: looking where {backend.name} differs"):
         batch = images[start : start + size]
         first = first_disagreement(network, batch, steps, backend)
@@ -211,7 +210,7 @@ def first_disagreement(
         return records[-1]
 
     runs = {backend.name: BackendRun(run)}
-    tally = compare(Batch(0, images, None), graph, None, steps, runs).tallies[backend.name]
+    tally = compare(Batch(0, images, None), Subject(graph, None, steps), runs).tallies[backend.name]
     for found in tally.divergences:
         if not found.tie and layer in (None, found.layer):
             potentials = found.reference_membrane, found.backend_membrane

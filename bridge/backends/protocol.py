@@ -23,7 +23,8 @@ from bridge.records import SpikeRecord
 class Availability:
     """Whether a backend can be used here: its packages' versions, else the reason and the command that mends it.
 
-    ``environment`` is the interpreter that it is run by, if that is another than this one.
+    ``environment`` is the interpreter that it is run by, if that is another than this one. ``engine``: it computes with
+    this package's own engine, which therefore cannot be the judge of it.
     """
 
     usable: bool
@@ -31,6 +32,7 @@ class Availability:
     reason: str = ""
     install: str = ""
     environment: str = ""
+    engine: bool = False
 
 
 class Backend(Protocol):

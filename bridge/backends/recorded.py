@@ -13,6 +13,9 @@ from bridge.converters.nir_graphs.ours import from_nir
 from bridge.errors import InputError, ValidationError
 from bridge.records import SpikeRecord
 
+OF_THE_ENGINE = ("engine", "lava-twin")
+"""Whose records are the engine's: `bridge.SpikingNetwork.simulate` and the emulator of Lava."""
+
 
 class Recorded:
     """A backend that hands out a record instead of running anything.
@@ -32,7 +35,7 @@ class Recorded:
 
     def available(self) -> Availability:
         """Always usable."""
-        return Availability(usable=True)
+        return Availability(usable=True, engine=self.record.backend in OF_THE_ENGINE)
 
     def export(self, graph: nir.NIRGraph) -> SpikeRecord:
         """The record, if it is of the network in `graph`. Raises `ValidationError` if its layers are others."""

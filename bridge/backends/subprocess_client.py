@@ -75,6 +75,7 @@ class OtherEnvironment:
             reason=found["reason"],
             install="" if found["usable"] else f"with the pip of {self.python}: {advice}",
             environment=f"{self.python} (Python {found['python']})",
+            engine=found["engine"],
         )
 
     def export(self, graph: nir.NIRGraph) -> RemoteNetwork:

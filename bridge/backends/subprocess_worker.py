@@ -50,6 +50,7 @@ class Served:
                 "versions": {},
                 "reason": reason,
                 "install": "",
+                "engine": False,
                 "python": platform.python_version(),
             }
         return {
@@ -57,6 +58,7 @@ class Served:
             "versions": dict(found.versions),
             "reason": found.reason,
             "install": found.install,
+            "engine": found.engine,
             "python": platform.python_version(),
         }
 

@@ -6,6 +6,8 @@ stay below that (`bridge.passes.quantization.quantize`), and its potentials are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,9 @@ from bridge.simulate.ops import channels, evaluate, tensor
 
 NAME = "reference"
 
+Watch = Callable[[str, int, Tensor, Tensor], None]
+"""Told of each layer and step: the layer's name, the steps before, u after integration, and the spikes, bool."""
+
 
 def run(graph: LayerGraph, x: Tensor, steps: int, *, membranes: bool = False) -> SpikeRecord:
     """As `simulate`, for any number of images: `BATCH` of them at a time."""
@@ -26,7 +31,13 @@ def run(graph: LayerGraph, x: Tensor, steps: int, *, membranes: bool = False) ->
 
 @torch.inference_mode()
 def simulate(
-    graph: LayerGraph, x: Tensor, steps: int, *, membranes: bool = False, heard: SpikeRecord | None = None
+    graph: LayerGraph,
+    x: Tensor,
+    steps: int,
+    *,
+    membranes: bool = False,
+    heard: SpikeRecord | None = None,
+    watch: Watch | None = None,
 ) -> SpikeRecord:
     """Run the spiking `graph` on images `x` ``[B, *input]``, held constant, for `steps` steps from a fresh state.
 
@@ -40,6 +51,7 @@ def simulate(
         heard: another run's record on the same images. Each layer then hears the spikes recorded there, its own
             past ones included, instead of those simulated here. So every spike is judged by itself: one that differs
             is due to that layer in that step, and to nothing before.
+        watch: told of each plain layer at each step.
 
     Raises:
         InputError: a potential of a whole-number network passes 2^24, which float32 cannot hold exactly.
@@ -51,14 +63,16 @@ def simulate(
         if layer.name in graph.constant:
             constant[layer.name] = evaluate(layer, *(constant[source] for source in layer.inputs))
     potentials: dict[str, Tensor] = {}
+    unheard: dict[str, Tensor] = {}  # what layers make of no spike at all: in a staged network, most steps
     for t in range(steps):
-        values = dict(constant)
+        values, silent = dict(constant), set[str]()
         for layer in graph:
             if layer.name in constant:
                 continue
             inputs = [values[source] for source in layer.inputs]
             if isinstance(layer, Impulse):
                 values[layer.name] = inputs[0] if t == 0 else torch.zeros_like(inputs[0])
+                silent |= {layer.name} if t else set()
                 continue
             if isinstance(layer, BiasOnce):
                 values[layer.name] = inputs[0] + tensor(layer.bias).to(x.dtype) if t == 0 else inputs[0]
@@ -71,6 +85,7 @@ def simulate(
                 open_now = layer.opens <= t < layer.opens + layer.steps
                 spikes = (u >= tensor(layer.level).to(u.dtype)).to(u.dtype) * float(open_now)
                 values[layer.name] = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
+                silent |= set() if values[layer.name].any() else {layer.name}
                 recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
                 continue
             if isinstance(layer, GroupFire):
@@ -80,15 +95,23 @@ def simulate(
                 recorder.spikes(layer.name, spikes.numpy(), shown.numpy() if membranes else None)
                 continue
             if not isinstance(layer, IntegrateFire):
-                values[layer.name] = evaluate(layer, *inputs)
+                if silent.issuperset(layer.inputs):
+                    if layer.name not in unheard:
+                        unheard[layer.name] = evaluate(layer, *inputs)
+                    values[layer.name] = unheard[layer.name]
+                    silent |= set() if values[layer.name].any() else {layer.name}
+                else:
+                    values[layer.name] = evaluate(layer, *inputs)
                 continue
             u = inputs[0] + potentials[layer.name] if t else inputs[0]
             if graph.integer and (largest := float(u.abs().max())) > EXACT:
                 raise beyond_exact(layer.name, t + 1, largest)
-            spikes = (u >= channels(layer.level, u)).to(u.dtype)
-            said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else spikes
+            fired = u >= channels(layer.level, u)
+            said = tensor(replayed[layer.name][t]).to(u.dtype) if heard else fired.to(u.dtype)
             potentials[layer.name] = u - said * channels(layer.threshold, u)
             values[layer.name] = said
-            recorder.spikes(layer.name, spikes.numpy(), u.numpy() if membranes else None)
+            recorder.spikes(layer.name, fired.numpy(), u.numpy() if membranes else None)
+            if watch:
+                watch(layer.name, t, u, fired)
         recorder.readout(values[graph.output.name].numpy())
     return recorder.finish()

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.graph import LayerGraph, Shape
 from bridge.records import SpikeRecord, differing
 from bridge.validation.divergence import SLACK, Replay
-from bridge.validation.rates import rates
+from bridge.validation.rate_loop import COLUMNS
+from bridge.validation.rates import Fraction, fractions
 
 Sums = dict[str, NDArray[Any]]
 """By layer or by kind: a sum for each time step, ``[T]``."""
@@ -28,17 +27,21 @@ LISTED = 1000
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What one batch is held against: the ANN's a/λ by layer and its classes, the true classes; None if unknown."""
+    """What one batch is held against: the ANN's activations and its classes, the true classes; None if unknown.
 
-    activations: Mapping[str, NDArray[np.float32]] | None
+    An activation a/λ is its level k, ``[B, N]``, of the L that its layer has: ``levels`` and ``of``.
+    """
+
+    levels: Mapping[str, NDArray[np.integer]] | None
+    of: Mapping[str, int]
     ann_top1: NDArray[np.integer] | None
     labels: NDArray[np.integer] | None
 
     def first(self, count: int) -> Targets:
         """Those of the first `count` images."""
-        some = None if self.activations is None else {name: a[:count] for name, a in self.activations.items()}
+        some = None if self.levels is None else {name: k[:count] for name, k in self.levels.items()}
         ann_top1 = None if self.ann_top1 is None else self.ann_top1[:count]
-        return Targets(some, ann_top1, None if self.labels is None else self.labels[:count])
+        return Targets(some, self.of, ann_top1, None if self.labels is None else self.labels[:count])
 
 
 @dataclass(eq=False)
@@ -64,46 +67,76 @@ class Tally:
 
     @staticmethod
     def of(
-        graph: LayerGraph, record: SpikeRecord, expected: SpikeRecord, targets: Targets, known: Tally | None = None
+        graph: LayerGraph,
+        record: SpikeRecord,
+        expected: SpikeRecord,
+        targets: Targets,
+        known: Tally | None = None,
+        sums: Mapping[str, NDArray[np.float64]] | None = None,
     ) -> Tally:
         """The tally of one batch: its record, the reference's, and what else it is held against.
 
         `known` is the reference's own tally, where there is one: layers whose spikes are the same have its rates.
+        `sums` are those that were taken while a plain network ran (`bridge.validation.rate_loop`).
         """
         tally = Tally({name: graph.activation_shape(name) for name in graph.spiking}, record.images)
         tally.differing = dict(differing(record, expected))
-        for name in tally.shapes if targets.activations is not None else ():
-            if known is None or tally.differing[name].any():
-                assert targets.activations is not None
-                tally._hold(name, rates(graph, record, name), targets.activations[name])
-                continue
-            for kind in RATES:
-                getattr(tally, kind)[name] = getattr(known, kind)[name]
+        for name in tally.shapes if targets.levels is not None else ():
+            if known is not None and not tally.differing[name].any():
+                for kind in RATES:
+                    getattr(tally, kind)[name] = getattr(known, kind)[name]
+            elif sums is not None:
+                tally._take(name, sums[name], targets.of[name])
+            else:
+                assert targets.levels is not None
+                tally._hold(name, fractions(graph, record, name), targets.levels[name], targets.of[name])
         top1 = largest(record.outputs())
         truths = {"reference": largest(expected.outputs()), "ann": targets.ann_top1, "labels": targets.labels}
         tally.agree = {key: (top1 == truth).sum(axis=1) for key, truth in truths.items() if truth is not None}
         return tally
 
-    def _hold(self, name: str, running: Iterable[NDArray[np.float32]], target: NDArray[np.float32]) -> None:
-        """Hold the rates of layer `name` against the ANN's a/λ ``[B, *shape]``, a step at a time."""
-        sums: dict[str, list[Any]] = {kind: [] for kind in RATES}
-        square = np.square(target).sum(dtype=np.float64)
+    def _hold(self, name: str, running: Iterable[Fraction], k: NDArray[np.integer], levels: int) -> None:
+        """Hold the rates c / most of layer `name` against the ANN's k / `levels`, a step at a time."""
+        sums: dict[str, list[float]] = {kind: [] for kind in RATES}
+        k = k.astype(np.int64)
+        square = float((k * k).sum()) / levels**2
         for t, rate in enumerate(running, 1):
-            error = np.abs(rate - target)
-            sums["error"].append(error.sum(dtype=np.float64))
-            sums["error_max"].append(error.max())
-            sums["within"].append(np.count_nonzero(error <= 1 / t + 1e-6))  # 1/t itself is rounded, and so is φ
-            sums["product"].append((rate * target).sum(dtype=np.float64))
-            sums["rate_square"].append(np.square(rate).sum(dtype=np.float64))
+            unit = rate.most * levels
+            if not rate.same:
+                c = rate.counts
+                sizes = np.bincount(np.abs(c * levels - k * rate.most).ravel())  # how many neurons are off by 0, 1, …
+                product, rate_square = float((c * k).sum()) / unit, float((c * c).sum()) / rate.most**2
+                error = float(sizes @ np.arange(len(sizes))) / unit
+            sums["error"].append(error)
+            sums["error_max"].append((len(sizes) - 1) / unit)
+            sums["within"].append(float(sizes[: unit // t + 1].sum()))
+            sums["product"].append(product)
+            sums["rate_square"].append(rate_square)
             sums["target_square"].append(square)
         for kind, values in sums.items():
             getattr(self, kind)[name] = np.array(values)
 
+    def _take(self, name: str, sums: NDArray[np.float64], levels: int) -> None:
+        """Take the rates of layer `name` from `sums` that were made while it ran."""
+        columns = dict(zip(COLUMNS, sums.T, strict=True))
+        t = np.arange(1, len(sums) + 1)
+        self.error[name] = columns["error"] / (t * levels)
+        self.error_max[name] = columns["worst"] / (t * levels)
+        self.within[name] = columns["within"]
+        self.product[name] = columns["product"] / (t * levels)
+        self.rate_square[name] = columns["square"] / t**2
+        self.target_square[name] = columns["level_square"] / levels**2
+
     def explain(self, found: list[Divergence], offset: int) -> None:
-        """Note divergences of the batch, whose first image has number `offset`. None is a mismatch unexplained."""
+        """Note divergences of some images, whose first has number `offset`."""
         self.ties += sum(divergence.tie for divergence in found)
-        self.unexplained += sum(not divergence.tie for divergence in found) or (0 if found else 1)
-        self.divergences = _listed([replace(divergence, image=divergence.image + offset) for divergence in found])
+        self.unexplained += sum(not divergence.tie for divergence in found)
+        more = [replace(divergence, image=divergence.image + offset) for divergence in found]
+        self.divergences = _listed(self.divergences + more)
+
+    def expect_explained(self) -> None:
+        """Count a mismatch of which no divergence was found as unexplained."""
+        self.unexplained += not self.ties + self.unexplained
 
     def judge_readout(self, replay: Replay) -> None:
         """Hold the readout of the batch against what the reference makes of the same spikes."""
@@ -168,19 +201,23 @@ class PartsTally:
     parts: dict[str, Sums] = field(default_factory=dict)
     isolated: Sums = field(default_factory=dict)
 
-    def note(self, layer: str, steps: Iterable[Mapping[str, Tensor]]) -> None:
-        """Take in one layer's parts over a batch, ``[B, ...]`` each at every step."""
-        sums: dict[str, list[float]] = {name: [] for name in (*PARTS, "isolated")}
-        for parts in steps:
-            error = torch.stack([parts[name] for name in PARTS]).sum(dim=0)
-            sign = error.sign()  # so what the parts contribute adds up to the error's size
-            for name in PARTS:
-                sums[name].append(_sum(parts[name] * sign))
-            sums["isolated"].append(_sum(parts["quantisation"].abs()))
-            self.neurons[layer] = sign.numel()
+    def note(self, layer: str, sums: NDArray[np.float64], levels: int, neurons: int) -> None:
+        """Take in one layer's sums over a batch (`bridge.validation.rate_loop`), of so many neurons and images.
+
+        What the parts contribute adds up to the error's size.
+        """
+        columns = dict(zip(COLUMNS, sums.T, strict=True))
+        t = np.arange(1, len(sums) + 1)
+        found = {
+            "clipping": columns["clipping"],
+            "quantisation": columns["quantisation"] / (t * levels),
+            "unevenness": columns["unevenness"] / t,
+        }
+        found["inherited"] = columns["error"] / (t * levels) - sum(found.values())
         for name in PARTS:
-            self.parts.setdefault(name, {})[layer] = np.array(sums[name])
-        self.isolated[layer] = np.array(sums["isolated"])
+            self.parts.setdefault(name, {})[layer] = found[name]
+        self.isolated[layer] = columns["isolated"] / (t * levels)
+        self.neurons[layer] = neurons
 
     def add(self, other: PartsTally) -> None:
         """Take in the sums of the images that come next."""
@@ -217,11 +254,6 @@ def _listed(found: list[Divergence]) -> list[Divergence]:
 def largest(outputs: NDArray[np.floating]) -> NDArray[np.integer]:
     """Index of the largest output of each step and image, ``[T, B]``, for ``[T, B, ...]``."""
     return np.asarray(outputs.reshape(*outputs.shape[:2], -1).argmax(axis=-1))
-
-
-def _sum(values: Tensor) -> float:
-    """Summed by numpy, whose result does not depend on the number of threads."""
-    return float(values.numpy().sum(dtype=np.float64))
 
 
 def _lists(values: Sums) -> Layers | None:

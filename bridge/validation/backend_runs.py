@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bridge._util.checks import positive, time_steps, true_classes
 from bridge._util.neutral import neutral
-from bridge._util.progress import progress
+from bridge._util.progress import Advance, bar
 from bridge.agreement import Agreement
 from bridge.backends import registry
 from bridge.backends.protocol import Backend
@@ -25,12 +26,24 @@ from bridge.converters.nir_graphs.ours import to_nir
 from bridge.errors import BackendError, GraphError, InputError
 from bridge.graph import LayerGraph
 from bridge.records import SpikeRecord
+from bridge.simulate.counts import CountSimulator
+from bridge.simulate.engine.engine import Engine
 from bridge.simulate.images import BATCH, checked
-from bridge.validation.compare import REFERENCE, BackendRun, Batch, Findings, Runner, agreement_of, compare
+from bridge.validation.compare import (
+    REFERENCE,
+    BackendRun,
+    Batch,
+    Findings,
+    Runner,
+    Subject,
+    agreement_of,
+    compare,
+    potentials_at_once,
+)
 from bridge.validation.executors import measured
 
-POTENTIALS = 2**29
-"""Bytes that the potentials of one batch may take when they are held against each other, roughly."""
+RECORDS = 2**29
+"""Bytes that the records of one batch may take, roughly."""
 
 
 def validate(
@@ -43,6 +56,7 @@ def validate(
     labels: Tensor | NDArray[Any] | Sequence[int] | None,
     images: Mapping[str, int] | None,
     executor: Executor | None,
+    error_parts: bool = True,
 ) -> Agreement:
     """What `bridge.SpikingNetwork.validate` does, whose arguments and errors these are, for a spiking `graph`."""
     x, steps = checked(graph, x), time_steps(steps)
@@ -53,17 +67,30 @@ def validate(
     native = exported(graph, backends)
     if not limits.keys() <= native.keys():
         raise InputError(f"images: {sorted(limits.keys() - native.keys())} are not among the backends {[*native]}")
-    runs = BackendRuns(graph, ann, steps, {name: backend for name, (backend, _) in native.items()}, limits)
+    found = {name: backend.available() for name, (backend, _) in native.items()}
+    by_engine = graph.integer and not any(one.engine for one in found.values())
+    subject = Subject(graph, ann, steps, error_parts)
+    runs = BackendRuns(subject, {name: backend for name, (backend, _) in native.items()}, limits, by_engine)
     runs.own.native = {name: model for name, (_, model) in native.items()}
-    size = batch_size(graph, steps)
+    size = batch_size(graph, steps, len(runs.names))
+    starts = range(0, len(x), size)
 
     def batches() -> Iterator[Batch]:
-        for start in progress(range(0, len(x), size), ", ".join(("reference", *native))):
+        for start in starts:
             part = slice(start, start + size)
             yield Batch(start, x[part], None if truth is None else truth[part])
 
-    versions = {name: backend.available().versions for name, (backend, _) in native.items()}
-    return agreement_of(graph, measured(executor, runs, batches()), steps, versions)
+    def findings(advance: Advance) -> Iterator[Findings]:
+        if executor is None:
+            runs.own.ran = lambda name: advance()
+        for one in measured(executor, runs, batches()):
+            for _ in runs.names if executor is not None else ():
+                advance()
+            yield one
+
+    with bar(f"validating: {', '.join(native) or 'ANN'}", len(starts) * len(runs.names)) as advance:
+        versions = {name: one.versions for name, one in found.items()}
+        return agreement_of(graph, findings(advance), steps, versions, size if by_engine else None)
 
 
 def exported(graph: LayerGraph, chosen: Sequence[str | Backend] | None) -> dict[str, tuple[Backend, Any]]:
@@ -110,14 +137,21 @@ def _listed(chosen: object) -> list[Any]:
 
 @dataclass(eq=False)
 class BackendRuns:
-    """Measures batches: what `measured` needs. Other threads and processes export their own models."""
+    """Measures batches: what `measured` needs. Other threads and processes export their own models.
 
-    graph: LayerGraph
-    ann: LayerGraph | None
-    steps: int
+    `by_engine`: the engine stands for the reference.
+    """
+
+    subject: Subject
     backends: dict[str, Backend]
     limits: dict[str, int]
+    by_engine: bool
     own: threading.local = field(default_factory=threading.local)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What runs on each batch."""
+        return (REFERENCE, *self.backends)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "own"}
@@ -127,14 +161,19 @@ class BackendRuns:
 
     @neutral()  # an executor's threads and processes have settings of their own
     def __call__(self, batch: Batch) -> Findings:
+        graph, steps = self.subject.graph, self.subject.steps
         if not hasattr(self.own, "native"):
-            graph = to_nir(self.graph)
-            self.own.native = {name: backend.export(graph) for name, backend in self.backends.items()}
+            written = to_nir(graph)
+            self.own.native = {name: backend.export(written) for name, backend in self.backends.items()}
+        if self.by_engine and not hasattr(self.own, "engine"):
+            cpu = torch.device("cpu")
+            self.own.engine = Engine(graph, cpu) if graph.latency is None else CountSimulator(graph, cpu)
         runs = {
-            name: BackendRun(_runner(backend, self.own.native[name], self.steps), self.limits.get(name))
+            name: BackendRun(_runner(backend, self.own.native[name], steps), self.limits.get(name))
             for name, backend in self.backends.items()
         }
-        return compare(batch, self.graph, self.ann, self.steps, runs)
+        ran = getattr(self.own, "ran", lambda name: None)
+        return compare(batch, self.subject, runs, getattr(self.own, "engine", None), ran)
 
 
 def _runner(backend: Backend, native: Any, steps: int) -> Runner:
@@ -146,6 +185,12 @@ def _runner(backend: Backend, native: Any, steps: int) -> Runner:
     return run
 
 
-def batch_size(graph: LayerGraph, steps: int) -> int:
-    """Images that are validated together: as many as `BATCH`, fewer where their potentials would take much memory."""
-    return max(1, min(BATCH, POTENTIALS // (8 * steps * graph.neurons)))
+def batch_size(graph: LayerGraph, steps: int, runs: int) -> int:
+    """Images that are validated together on so many `runs`: as many as `BATCH`, fewer where memory would not do.
+
+    In floats a part of a batch can round otherwise than the whole, so that a batch's potentials are held against each
+    other all at once. In integers it is its records that count.
+    """
+    if not graph.integer:
+        return potentials_at_once(graph, steps)
+    return max(1, min(BATCH, RECORDS // ((runs + 1) * steps * graph.neurons // 8 + 16 * graph.neurons)))

@@ -7,6 +7,7 @@ images, and batches can be computed anywhere.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,19 +19,24 @@ from torch import Tensor
 from bridge._util.environment import environment
 from bridge.agreement import Agreement
 from bridge.errors import ValidationError
-from bridge.graph import ClipFloorShift, IntegrateFire, LayerGraph, MaxPool
+from bridge.graph import ClipFloorShift, Layer, LayerGraph, MaxPool, SpikeCount
 from bridge.passes.plain import plain as plain_network
 from bridge.records import SpikeRecord, differing
 from bridge.simulate.ann import activations
 from bridge.simulate.cost import cost
+from bridge.simulate.counts import CountSimulator
+from bridge.simulate.engine.engine import MEMORY, Engine
+from bridge.simulate.images import BATCH
 from bridge.simulate.reference import simulate
 from bridge.validation.accumulators import PartsTally, Tally, Targets, largest
 from bridge.validation.divergence import Replay, divergences
 from bridge.validation.equality import EqualityTally
-from bridge.validation.rate_error import error_parts
+from bridge.validation.rate_error import RateMeter, whole
 from bridge.validation.samples import samples
 
 REFERENCE = "reference"
+POTENTIALS = 2**29
+"""Bytes that the potentials of some images may take when they are held against each other, roughly."""
 COST_IMAGES = 16
 """Images on which the spikes of the plain network are counted, beside those of a staged or grouped one."""
 
@@ -54,6 +60,16 @@ class Batch:
     start: int
     x: Tensor
     labels: NDArray[np.integer] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is validated: the spiking network, its ANN if that is known, T, and whether its error is taken apart."""
+
+    graph: LayerGraph
+    ann: LayerGraph | None
+    steps: int
+    error_parts: bool = True
 
 
 @dataclass(eq=False)
@@ -86,55 +102,138 @@ class Findings:
 
 
 def compare(
-    batch: Batch, graph: LayerGraph, ann: LayerGraph | None, steps: int, runs: Mapping[str, BackendRun]
+    batch: Batch,
+    subject: Subject,
+    runs: Mapping[str, BackendRun],
+    engine: Engine | CountSimulator | None = None,
+    ran: Callable[[str], None] = lambda name: None,
 ) -> Findings:
-    """Run one batch on the reference and on all `runs`, and count."""
-    x = batch.x
-    reference = simulate(graph, x, steps, membranes=ann is not None and graph.latency is None)
-    parts, targets, ann_right = PartsTally(), Targets(None, None, batch.labels), None
-    equality = None
-    if ann is not None:
-        values, drives, output = activations(ann, x)
-        if graph.latency is not None:
-            equality = EqualityTally.of(graph, ann, x, reference, values)
-        targets = Targets({n: v.numpy() for n, v in values.items()}, largest(output.numpy()[None])[0], batch.labels)
-        if batch.labels is not None and targets.ann_top1 is not None:
-            ann_right = int((targets.ann_top1 == batch.labels).sum())
-        for name in graph.spiking:
-            layer, activation = graph[name], ann[name]
-            if not isinstance(layer, IntegrateFire):
-                continue  # a staged or grouped layer has no rate error to take apart
-            assert isinstance(activation, ClipFloorShift)
-            membrane = reference.membranes[name]
-            parts.note(name, error_parts(layer, activation, reference.spikes(name), membrane, drives[name]))
-    reference = SpikeRecord(
-        REFERENCE, reference.shapes, reference.packed, reference.readout, summed=reference.summed
-    )  # membranes may go
-    tallies = {REFERENCE: Tally.of(graph, reference, reference, targets)}
+    """Run one batch on the reference and on all `runs`, and count.
+
+    With an `engine`, which is for integers, it decides in the place of the reference, and the first batch is run on
+    both. `ran` is told each time that one of them has run.
+
+    Raises:
+        ValidationError: a record does not fit the network, or engine and reference differ.
+    """
+    x, graph, ann, steps = batch.x, subject.graph, subject.ann, subject.steps
+    judged = _judge(batch, subject, engine)
+    ran(REFERENCE)
+    reference, targets = judged.reference, judged.targets
+    tallies = {REFERENCE: judged.tally}
     records: dict[str, SpikeRecord] = {}
     for name, run in runs.items():
         take = len(x) if run.limit is None else max(0, min(len(x), run.limit - batch.start))
         if take == 0:
+            ran(name)
             continue
-        # A shorter batch can round differently, so its reference is simulated anew.
-        images, expected = (x, reference) if take == len(x) else (x[:take], simulate(graph, x[:take], steps))
+        images, expected = x[:take], reference
+        if take < len(x):  # in floats, a shorter batch can round differently, so its reference is simulated anew
+            expected = simulate(graph, images, steps) if engine is None else reference.window(0, take, steps)
         got = run.run(images, batch.start, False)
+        ran(name)
         assert got is not None  # it can run once
         _check(graph, got, expected)
         records[name] = got
         known = tallies[REFERENCE] if take == len(x) else None
         tally = tallies[name] = Tally.of(graph, got, expected, targets.first(take), known)
         spikes_differ = any(counts.any() for counts in tally.differing.values())
-        if spikes_differ or not np.array_equal(got.readout, expected.readout):
-            replay = Replay(graph, images, got, membranes=spikes_differ)
+        readouts_differ = not np.array_equal(got.readout, expected.readout)
+        size = potentials_at_once(graph, steps) if spikes_differ or readouts_differ else take
+        for at in range(0, take, size) if spikes_differ or readouts_differ else ():
+            part = images[at : at + size]
+            replay = Replay(graph, part, got.window(at, at + len(part), steps), membranes=spikes_differ)
             if spikes_differ:
-                tally.explain(divergences(replay, run.run(images, batch.start, True)), batch.start)
-            if not np.array_equal(got.readout, expected.readout):
+                tally.explain(divergences(replay, run.run(part, batch.start + at, True)), batch.start + at)
+            if readouts_differ:
                 tally.judge_readout(replay)
+        if spikes_differ:
+            tally.expect_explained()
     between = {f"{a} | {b}": differing(records[a], records[b]) for a, b in itertools.combinations(records, 2)}
-    kept = samples(graph, reference, targets.activations) if batch.start == 0 else {}
     costs = _costs(graph, ann, x, reference) if batch.start == 0 and graph.latency is not None else {}
-    return Findings(tallies, parts, equality, between, ann_right, kept, costs)
+    ann_right = None
+    if batch.labels is not None and targets.ann_top1 is not None:
+        ann_right = int((targets.ann_top1 == batch.labels).sum())
+    return Findings(tallies, judged.parts, judged.equality, between, ann_right, judged.samples, costs)
+
+
+def potentials_at_once(graph: LayerGraph, steps: int) -> int:
+    """Images whose potentials are held against each other together: at most `BATCH`."""
+    return max(1, min(BATCH, POTENTIALS // (8 * steps * graph.neurons)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """The reference's run on a batch, or the engine's in its place, and what it and the ANN come to."""
+
+    reference: SpikeRecord
+    targets: Targets
+    tally: Tally
+    parts: PartsTally
+    equality: EqualityTally | None
+    samples: dict[str, Any]
+
+
+def _judge(batch: Batch, subject: Subject, engine: Engine | CountSimulator | None) -> _Judged:
+    """Run `batch` on the reference or the `engine`, and hold that against the ANN, whose values are not kept."""
+    x, graph, ann, steps = batch.x, subject.graph, subject.ann, subject.steps
+    targets, meter, values = Targets(None, {}, None, batch.labels), None, None
+    if ann is not None:
+        values, drives, output = activations(ann, x)
+        of = {name: _levels(ann[name]) for name in graph.spiking}
+        levels = {name: whole(values[name] * of[name], of[name]) for name in of}
+        flat = {name: k.reshape(len(x), -1).numpy() for name, k in levels.items()}
+        targets = Targets(flat, of, largest(output.numpy()[None])[0], batch.labels)
+        if graph.latency is None:
+            meter = RateMeter(graph, ann, drives, levels, steps, by_position=engine is not None)
+    if engine is None:
+        reference = simulate(graph, x, steps, watch=meter.potential if meter else None)
+    else:
+        reference = _by_engine(engine, graph, x, steps, meter)
+        if batch.start == 0:
+            _expect_same(reference, simulate(graph, x, steps))
+    sums = {name: meter.sums(name) for name in graph.spiking} if meter else None
+    parts = PartsTally()
+    for name, found in (sums or {}).items() if subject.error_parts else ():
+        parts.note(name, found, targets.of[name], len(x) * math.prod(graph.shapes[name]))
+    return _Judged(
+        reference=reference,
+        targets=targets,
+        tally=Tally.of(graph, reference, reference, targets, sums=sums),
+        parts=parts,
+        equality=EqualityTally.of(graph, ann, x, reference, values) if ann and values and graph.latency else None,
+        samples=samples(graph, reference, values) if batch.start == 0 else {},
+    )
+
+
+def _levels(activation: Layer) -> int:
+    """L of an activation of the ANN."""
+    assert isinstance(activation, ClipFloorShift | SpikeCount)
+    return activation.levels if isinstance(activation, ClipFloorShift) else activation.steps
+
+
+def _by_engine(
+    engine: Engine | CountSimulator, graph: LayerGraph, x: Tensor, steps: int, meter: RateMeter | None
+) -> SpikeRecord:
+    """The run of the engine, as a record of the reference, which it stands for."""
+    if isinstance(engine, CountSimulator):
+        record = engine.run(x, steps, record=True, memory=MEMORY).record
+    else:
+        record = engine.run(x, steps, record=True, watch=meter.drive if meter else None).record
+    assert record is not None  # it was asked for
+    return SpikeRecord(REFERENCE, record.shapes, record.packed, record.readout, summed=graph.staged)
+
+
+def _expect_same(engine: SpikeRecord, reference: SpikeRecord) -> None:
+    """Raise `ValidationError` unless the engine, which is to decide, has the reference's spikes and readout."""
+    wrong = {name: count for name, counts in differing(engine, reference).items() if (count := int(counts.sum()))}
+    if wrong or not np.array_equal(engine.readout, reference.readout):
+        first = next(iter(wrong), "the readout")
+        raise ValidationError(
+            f"the engine, which is to stand for the reference simulator, differs from it, first in {first} "
+            f"(spikes by layer: {wrong}). This is a fault of this package: please report it with the network; "
+            'with "lava-twin" among the backends, the reference simulator decides'
+        )
 
 
 def agreement_of(
@@ -142,6 +241,7 @@ def agreement_of(
     findings: Iterable[Findings],
     steps: int,
     versions: Mapping[str, Mapping[str, str]],
+    engine_checked: int | None = None,
 ) -> Agreement:
     """The agreement that all `findings`, one a batch, come to.
 
@@ -150,6 +250,7 @@ def agreement_of(
         findings: of all batches, in the order of the images; read once.
         steps: T.
         versions: by backend, those to note.
+        engine_checked: images on which the engine, which decided, was held against the reference; None: it did not.
 
     Raises:
         ValidationError: there is no data.
@@ -172,6 +273,8 @@ def agreement_of(
         backends={name: tallies[name].result(noted) for name, noted in versions.items() if name in tallies},
         between={pair: {n: c.tolist() for n, c in layers.items()} for pair, layers in total.between.items()},
         rate_error=total.parts.result(),
+        simulator="reference" if engine_checked is None else "engine",
+        checked_images=reference.images if engine_checked is None else min(engine_checked, reference.images),
         equals_ann=None if total.equality is None else total.equality.result(),
         samples=total.samples,
         costs=total.costs,

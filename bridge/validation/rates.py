@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,38 @@ def rates(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterable[NDArray
 def _counted(running: Iterable[NDArray[np.float32]], steps: int) -> Iterator[NDArray[np.float32]]:
     for t, rate in enumerate(running, 1):  # as the ANN divides: equal counts, equal values
         yield np.rint(rate * np.float32(t)) / np.float32(steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Fraction:
+    """φ(t) of a layer's neurons at a step: ``counts`` ``[B, N]`` of ``most`` spikes; ``same``: as a step before."""
+
+    counts: NDArray[np.int64]
+    most: int
+    same: bool
+
+
+def fractions(graph: LayerGraph, record: SpikeRecord, name: str) -> Iterator[Fraction]:
+    """The rates of the layer `name`, as `rates` gives them, in whole numbers."""
+    layer, size = graph[name], math.prod(record.shapes[name])
+    total = np.zeros((record.images, size), np.int64)
+    before = None
+    for t, bits in enumerate(record.packed[name], 1):
+        if isinstance(layer, GroupFire):
+            same = before is not None and np.array_equal(bits, before)
+            if not same:
+                members = np.unpackbits(bits, axis=-1, count=size).reshape(record.images, layer.levels, -1)
+                total = members.sum(axis=1, dtype=np.int64)
+            yield Fraction(total, layer.levels, same)
+        else:
+            same = before is not None and not bits.any()
+            if not same:
+                total += np.unpackbits(bits, axis=-1, count=size)
+            if isinstance(layer, WindowFire):
+                yield Fraction(total, layer.steps, same)
+            else:
+                yield Fraction(total, t, False)
+        before = bits
 
 
 def counts(graph: LayerGraph, record: SpikeRecord, name: str) -> NDArray[np.int64]:

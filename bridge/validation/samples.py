@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bridge.graph import LayerGraph
 from bridge.records import SpikeRecord
@@ -18,17 +19,17 @@ IMAGES, NEURONS = 4, 64
 """Images that have a raster, and neurons in each layer's."""
 
 
-def samples(
-    graph: LayerGraph, record: SpikeRecord, activations: Mapping[str, NDArray[np.float32]] | None
-) -> dict[str, Any]:
+def samples(graph: LayerGraph, record: SpikeRecord, activations: Mapping[str, Tensor] | None) -> dict[str, Any]:
     """Of the first batch, whose reference is `record`: by layer, evenly spread over its neurons,
 
     * ``scatter``: a/λ and φ(T) of some neurons, pairs;
     * ``raster``: by image, by neuron, the steps at which it fired; ``neurons`` are their numbers in C order.
     """
     result: dict[str, Any] = {"scatter": {}, "raster": {}, "neurons": {}}
+    images = min(IMAGES, record.images)
+    first = record.window(0, images, record.steps)
     for name in record.layers:
-        spikes = record.spikes(name)[:, :IMAGES].reshape(record.steps, min(IMAGES, record.images), -1)
+        spikes = first.spikes(name).reshape(record.steps, images, -1)
         chosen = _spread(spikes.shape[-1], NEURONS)
         result["neurons"][name] = chosen.tolist()
         result["raster"][name] = [
@@ -37,7 +38,7 @@ def samples(
         ]
         if activations is not None:
             *_, rate = rates(graph, record, name)
-            target, rate = activations[name].ravel(), rate.ravel()
+            target, rate = activations[name].numpy().ravel(), rate.ravel()
             some = _spread(target.size, POINTS)
             result["scatter"][name] = np.stack([target[some], rate[some]], axis=1).round(6).tolist()
     return result

@@ -48,7 +48,7 @@ class LavaTwin:
 
     def available(self) -> Availability:
         """Always: it needs this package only."""
-        return Availability(usable=True, versions={"qcfs-bridge": version("qcfs-bridge")})
+        return Availability(usable=True, versions={"qcfs-bridge": version("qcfs-bridge")}, engine=True)
 
     @neutral()
     def export(self, graph: nir.NIRGraph) -> TwinNetwork:

@@ -130,12 +130,12 @@ def test_batches_are_smaller_where_potentials_are_large():
     """Their bytes stay within bounds, whatever the network and the steps."""
     model, shape = networks.cnn()
     graph = bridge.convert(model, torch.zeros(1, *shape)).graph
-    assert batch_size(graph, 4) == BATCH
+    assert batch_size(graph, 4, 2) == BATCH
     neurons = sum(int(np.prod(graph.shapes[name])) for name in graph.spiking)
     for steps in (10_000, 100_000, 10**7):
-        size = batch_size(graph, steps)
+        size = batch_size(graph, steps, 2)
         assert size == 1 or size * steps * neurons * 8 <= 2**29
-    assert batch_size(graph, 10**9) == 1
+    assert batch_size(graph, 10**9, 2) == 1
 
 
 def test_samples_are_of_the_first_images(case):

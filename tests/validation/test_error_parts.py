@@ -7,17 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import networks, oracle
-from support.layers import neurons, of_kind, ours
+from support import networks, oracle, rate_error
+from support.layers import ours
 from torch import nn
 
 import bridge
 from bridge import QCFS
 from bridge.agreement import PARTS
-from bridge.graph import ClipFloorShift
 from bridge.simulate.ann import activations
-from bridge.simulate.reference import simulate
-from bridge.validation.rate_error import error_parts
+from bridge.validation import rate_loop
 
 
 def roughened(name: str):
@@ -64,17 +62,14 @@ def test_one_layer_at_t_equal_to_l_has_no_error_at_all(levels):
 
 
 def test_each_part_neuron_by_neuron():
-    """By the definitions, one neuron and one step at a time, from what the oracle says that every neuron heard."""
+    """By the definitions, one neuron and one step at a time, from what the oracle says that every neuron received."""
     steps = 6
     model, shape = networks.mlp()
     network, x = bridge.convert(model.eval(), torch.zeros(1, *shape)), networks.dyadic_images(5, shape, seed=3)
-    record = simulate(network.graph, x, steps, membranes=True)
     assert network.ann is not None
-    values, drives, _ = activations(network.ann, x)
+    values, _, _ = activations(network.ann, x)
     spikes, _ = oracle.spikes_of(model, x.numpy(), steps)
     second = network.layers[1]
-    layer, ann = neurons(network.graph, second), of_kind(network.ann, second, ClipFloorShift)
-    found = [*error_parts(layer, ann, record.spikes(second), record.membranes[second], drives[second])]
     first, last = model[2], model[5]
     assert isinstance(first, bridge.QCFS)
     assert isinstance(last, bridge.QCFS)
@@ -89,6 +84,7 @@ def test_each_part_neuron_by_neuron():
     def clip(drive: float) -> float:
         return min(max(drive, 0.0), 1.0)
 
+    sums = {part: [0.0] * steps for part in PARTS}
     for image in range(len(x)):
         for neuron in range(z.shape[1]):
             heard = 0.0
@@ -105,15 +101,74 @@ def test_each_part_neuron_by_neuron():
                     "quantisation": evenly(given, t) - activation,
                     "unevenness": rate - evenly(got, t),
                 }
-                for part, value in expected.items():
-                    assert found[t - 1][part][image, neuron].item() == pytest.approx(value, abs=1e-6), (
-                        part,
-                        t,
-                        image,
-                        neuron,
-                    )
                 error = rate - values[second][image, neuron].item()
                 assert sum(expected.values()) == pytest.approx(error, abs=1e-6)
+                for part, value in expected.items():
+                    sums[part][t - 1] += value * (0 if abs(error) < 1e-6 else math.copysign(1, error))
+    found = network.validate(x, steps, []).rate_error
+    assert found is not None
+    for part in PARTS:
+        assert found.parts[part][second] == pytest.approx([total / z.size for total in sums[part]], abs=1e-6)
+
+
+INTEGER = pytest.mark.parametrize("integer", [False, True], ids=["float", "integer"])
+LOOP = pytest.mark.parametrize("loop", [True, False], ids=["compiled", "numpy"])
+
+
+@LOOP
+@INTEGER
+@pytest.mark.parametrize(("name", "steps"), [("cnn", 3), ("residual", 19), ("dense", 8), ("mlp", 9)])
+def test_every_network_by_the_definitions(name, steps, integer, loop, monkeypatch):
+    """The reference's sums in floats and the engine's in integers, over more than one block of steps too."""
+    if loop:
+        assert rate_loop.compiled() is not None, "numba is missing: pip install numba"
+    else:
+        monkeypatch.setattr(rate_loop, "compiled", lambda: None)
+    network, x = roughened(name)
+    if integer:
+        network = network.quantize(6, x)
+        x = network.pixels(x).float()
+    agreement = network.validate(x, steps, [])
+    assert agreement.simulator == ("engine" if integer else "reference")
+    assert agreement.rate_error is not None
+    for layer, parts in rate_error.expected(network, x, steps).items():
+        for part, rows in parts.items():
+            found = agreement.rate_error.isolated if part == "isolated" else agreement.rate_error.parts[part]
+            assert found[layer] == pytest.approx(rows, abs=2e-6), (layer, part)
+
+
+def test_counts_too_large_for_float32_are_summed_in_float64(monkeypatch):
+    """And so are those of many steps; the numbers are the same on either side of the border."""
+    network, x = roughened("mlp")
+    inside = network.validate(x, 12, [])
+    monkeypatch.setattr(rate_loop, "COUNTS", 100)
+    outside = network.validate(x, 12, [])
+    for one, other in ((inside.reference.rate_error, outside.reference.rate_error), *both_parts(inside, outside)):
+        assert one is not None
+        assert other is not None
+        for layer in network.layers:
+            assert one[layer] == pytest.approx(other[layer], abs=1e-6)
+
+
+def both_parts(one: bridge.Agreement, other: bridge.Agreement):
+    """The parts of both, side by side."""
+    assert one.rate_error is not None
+    assert other.rate_error is not None
+    return [(one.rate_error.parts[part], other.rate_error.parts[part]) for part in PARTS]
+
+
+@INTEGER
+def test_they_can_be_left_out(integer):
+    """All else stays as it is."""
+    network, x = roughened("cnn")
+    if integer:
+        network = network.quantize(8, x)
+        x = network.pixels(x)
+    whole, without = network.validate(x, 5, []), network.validate(x, 5, [], error_parts=False)
+    assert whole.rate_error is not None
+    assert without.rate_error is None
+    assert without.reference.rate_error == whole.reference.rate_error
+    assert without.samples == whole.samples
 
 
 def test_a_network_without_its_ann_has_none(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,10 +17,13 @@ from torch import nn
 
 import bridge
 from bridge import BackendError, InputError, ValidationError
+from bridge.backends.recorded import Recorded
 from bridge.report import table
 from bridge.report.plot import plot_rate_error
+from bridge.simulate.engine.engine import Engine
 from bridge.simulate.reference import simulate
-from bridge.validation.compare import BackendRun, Batch, agreement_of, compare
+from bridge.validation import compare as compare_module
+from bridge.validation.compare import BackendRun, Batch, Subject, agreement_of, compare
 
 STEPS = 6
 
@@ -36,7 +39,7 @@ def case():
 def check(network, x, run):
     """The agreement of one runner, on one batch."""
     runs = {"other": BackendRun(lambda x, start, membranes: run(x, membranes))}
-    findings = compare(Batch(0, x, None), network.graph, network.ann, STEPS, runs)
+    findings = compare(Batch(0, x, None), Subject(network.graph, network.ann, STEPS), runs)
     agreement = agreement_of(network.graph, [findings], STEPS, {"other": {}})
     return agreement.backends["other"]
 
@@ -366,3 +369,89 @@ def test_bad_arguments(case):
             network.validate(x, 2, ["snntorch"], images={"snntorch": limit})
     assert network.validate(x, np.int64(2), "snntorch").agreed  # one name, and numpy's whole numbers, will do
     assert not network.validate(x, 2, []).agreed, "no backend is no agreement"
+
+
+def integers(name: str = "cnn", images: int = 10, **arguments):
+    """A network in integers, and pixels."""
+    model, shape = networks.ALL[name]()
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(1))
+    network = bridge.convert(model, x, **arguments).quantize(8, x)
+    return network, network.pixels(x)
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("cnn", "plain"), ("residual", "plain"), ("cnn", "staged")])
+def test_in_integers_the_engine_decides_as_the_reference_does(name, schedule, tmp_path):
+    """The whole agreement is the same, but for who decided: against the emulator, which is the engine, it may not."""
+    require("snntorch")
+    network, x = integers(name, 70, schedule=schedule)
+    steps = 11 if schedule == "plain" else None
+    by_engine = network.validate(x, steps, ["snntorch"], labels=np.arange(70) % 3)
+    by_reference = network.validate(x, steps, ["snntorch", "lava-twin"], labels=np.arange(70) % 3)
+    assert (by_engine.simulator, by_engine.checked_images) == ("engine", 64)
+    assert (by_reference.simulator, by_reference.checked_images) == ("reference", 70)
+    assert by_engine.agreed
+    assert by_reference.agreed
+    both = [agreement.to_dict() for agreement in (by_engine, by_reference)]
+    for found in both:
+        for name in ("simulator", "checked_images", "between", "environment"):
+            del found[name]
+    del both[1]["backends"]["lava-twin"]
+    clipping = [found.pop("rate_error") for found in both]
+    assert both[0] == both[1]
+    if schedule == "plain":  # the only sums that are not whole
+        for part, layers in clipping[0]["parts"].items():
+            for layer, row in layers.items():
+                assert row == pytest.approx(clipping[1]["parts"][part][layer], abs=1e-7)
+    by_engine.save(tmp_path / "agreement.json")
+    assert bridge.Agreement.load(tmp_path / "agreement.json").simulator == "engine"
+
+
+def test_floats_and_records_of_the_engine_are_judged_by_the_reference(case):
+    _, network, x = case
+    assert network.validate(x, STEPS, []).simulator == "reference"
+    whole, pixels = integers()
+    for record in (whole.simulate(pixels, STEPS, record=True).record, whole.run(pixels, STEPS)):
+        agreement = whole.validate(pixels, STEPS, [Recorded(record, "recorded")])
+        assert agreement.agreed
+        assert agreement.simulator == ("reference" if record.backend == "engine" else "engine")
+
+
+def test_an_engine_that_differs_does_not_decide(monkeypatch):
+    """It is held against the reference in every validation, and what is wrong is named."""
+    network, x = integers()
+    run = Engine.run
+
+    def wrong(self, *arguments, **options):
+        found = run(self, *arguments, **options)
+        found.record.packed[network.layers[1]][0, 0, 0] ^= 1 << 6
+        return found
+
+    monkeypatch.setattr(Engine, "run", wrong)
+    with pytest.raises(ValidationError, match=rf"first in {network.layers[1]}.*\{{'{network.layers[1]}': 1\}}"):
+        network.validate(x, STEPS, [])
+
+
+def test_a_fault_in_a_long_run_in_integers_is_explained_some_images_at_a_time(monkeypatch):
+    """Potentials of a staged network take much memory, its spikes do not: the batch is large, what is looked at not."""
+    require("snntorch")
+    network, x = integers("cnn", 12, schedule="staged")
+    expected = network.validate(x, None, [sabotaged()]).backends["snntorch"]
+    assert not expected.agreed
+    monkeypatch.setattr(compare_module, "POTENTIALS", 8 * network.latency * network.graph.neurons * 5)
+    assert compare_module.potentials_at_once(network.graph, network.latency) == 5
+    assert asdict(network.validate(x, None, [sabotaged()]).backends["snntorch"]) == asdict(expected)
+
+
+def sabotaged():
+    """A backend with a weight off."""
+    backend = require("snntorch")
+    export = backend.export
+
+    def wrong(graph):
+        native = export(graph)
+        with torch.no_grad():
+            next(p for p in native.parameters() if p.dim() > 1).view(-1)[0] += 3
+        return native
+
+    backend.export = wrong
+    return backend

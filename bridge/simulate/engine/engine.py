@@ -14,11 +14,12 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ ALONE = 2**18
 """Likewise, up to which a thread is quicker alone than together with others."""
 MEMORY = 2**28
 """Bytes that one run may take for spikes and potentials, roughly, whatever the number of images and steps."""
+
+Watch = Callable[[str, int, int, Any, Any, Any, Any], None]
+"""Told what each layer does, some images ``[B]`` and steps ``[S]`` at a time, by several threads: the layer's name, the
+first image's number, how many steps came before, and of `integrate_fire` the drive, gain, skip and spikes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +126,14 @@ class Engine:
         self._neurons = graph.neurons
 
     def run(
-        self, x: Tensor, steps: int, *, record: bool = False, patience: int | None = None, memory: int = MEMORY
+        self,
+        x: Tensor,
+        steps: int,
+        *,
+        record: bool = False,
+        patience: int | None = None,
+        memory: int = MEMORY,
+        watch: Watch | None = None,
     ) -> Simulation:
         """Run images `x` ``[B, *input]``, held constant, for `steps` steps from a fresh state.
 
@@ -131,13 +143,14 @@ class Engine:
             record: keep every spike, T · N / 8 bytes an image.
             patience: end an image once its largest output has been the same for so many steps.
             memory: bytes to keep to, roughly, beside the result.
+            watch: told what each layer does; not with `patience`.
 
         Raises:
             InputError: a potential passes its limit.
         """
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         work = self._neurons * len(x) * (1 if patience else min(steps, BLOCK))
-        by_events = self.events
+        by_events = None if watch else self.events
         if by_events and (by_events.bytes * threads > memory or (self._int8 and work > MOST_EVENTS)):
             by_events = None
         if by_events and work <= ALONE:
@@ -147,15 +160,16 @@ class Engine:
         # A thread takes its images all the way, so that none waits for another; a single part has all threads.
         workers = workers_of(threads, os.getpid()) if threads > 1 and (by_events or len(parts) > 1) else None
 
-        def simulate(part: Tensor) -> Simulation:
+        def simulate(part: Tensor, first: int) -> Simulation:
             if by_events is None:
-                return self._run(part, steps, record, patience)
+                return self._run(part, steps, record, patience, watch, first)
             helpers = workers if len(parts) == 1 else None
             return by_events.run(
                 part.numpy(), steps, record=record, patience=patience, helpers=helpers, threads=threads
             )
 
-        return _joined([*(workers.map if workers and len(parts) > 1 else map)(simulate, parts)])
+        starts = accumulate((len(part) for part in parts), initial=0)
+        return _joined([*(workers.map if workers and len(parts) > 1 else map)(simulate, parts, starts)])
 
     def _stage(self, end: Layer) -> _Stage:
         graph = self.graph
@@ -221,13 +235,16 @@ class Engine:
         return block * (widest + spikes + others) + 4 * (self.graph.neurons if steps > block else 0)
 
     @torch.inference_mode()
-    def _run(self, x: Tensor, steps: int, record: bool, patience: int | None) -> Simulation:
+    def _run(
+        self, x: Tensor, steps: int, record: bool, patience: int | None, watch: Watch | None = None, first: int = 0
+    ) -> Simulation:
         values: dict[str, Tensor] = {self.graph.input.name: x.to(self.device)}
         with no_tf32(self.device):
             for stage in self._once:
                 values[stage.end.name] = self._drive(stage, values, {}, 0, len(x), 1)
             block = 1 if patience else min(steps, BLOCK)
             run = self._begin(len(x), steps, record, values)
+            run.watch, run.first = watch, first
             buffers = self._take(len(x), block, kept=steps > block)
             for start in range(0, steps, block):
                 self._advance(run, buffers, min(block, steps - start))
@@ -289,14 +306,12 @@ class Engine:
                     other = None if skip is None else skip[part]
                     count_spikes(drive, other, stage.vectors, stage.end.steps, spikes[part], fired[part])
                     continue
-                if len(parts) == 1:
-                    beyond = integrate_fire(drive, skip, potential, stage.vectors, spikes, fired, limit)
-                    break
                 part = slice(start, stop)
-                beyond += integrate_fire(
-                    drive, None if skip is None else skip[part], potential[part], stage.vectors,
-                    spikes[part], fired[part], limit,
-                )  # fmt: skip
+                other = None if skip is None else skip[part]
+                beyond += integrate_fire(drive, other, potential[part], stage.vectors, spikes[part], fired[part], limit)
+                if run.watch:
+                    gain = stage.vectors[0]
+                    run.watch(name, run.first + start, run.done, drive, gain, other, spikes[part])
             if beyond:
                 raise too_large(name, beyond, limit, run.done + steps)
             values[name], counts[name] = buffers.rows[name], fired
@@ -383,6 +398,8 @@ class Run:
     def __init__(self, graph: LayerGraph, images: int, steps: int, record: bool, constant: dict[str, Tensor]) -> None:
         self.graph = graph
         self.constant = constant
+        self.watch: Watch | None = None
+        self.first = 0
         self.active = np.arange(images)
         self.done = 0
         self.packed: dict[str, list[NDArray[np.uint8]]] | None = {n: [] for n in graph.spiking} if record else None
