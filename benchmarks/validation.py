@@ -2,9 +2,9 @@
 
     python benchmarks/validation.py --cifar FOLDER --out docs/results/validation.json
 
-A row is a network, an arithmetic and a backend. Each round runs the engine alone, the backend alone (in the batches that
-`validate` uses) and `validate`, on the same images; the figures are medians of the rounds. Of `validate`, the ratio to
-the other two together is what it adds.
+A row is a network, an arithmetic and a backend. Each round runs the engine alone, the backend alone (in the batches
+that `validate` uses) and `validate`, on the same images; the figures are medians of the rounds. The ratio is that of
+`validate` to the other two together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import bridge

@@ -6,7 +6,7 @@ stay below that (`bridge.passes.quantization.quantize`), and its potentials are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ def simulate(
     *,
     membranes: bool = False,
     heard: SpikeRecord | None = None,
+    only: Collection[str] | None = None,
     watch: Watch | None = None,
 ) -> SpikeRecord:
     """Run the spiking `graph` on images `x` ``[B, *input]``, held constant, for `steps` steps from a fresh state.
@@ -51,6 +52,7 @@ def simulate(
         heard: another run's record on the same images. Each layer then hears the spikes recorded there, its own
             past ones included, instead of those simulated here. So every spike is judged by itself: one that differs
             is due to that layer in that step, and to nothing before.
+        only: with `heard`, the spiking layers to judge; the others are taken as recorded, without membranes.
         watch: told of each plain layer at each step.
 
     Raises:
@@ -58,6 +60,7 @@ def simulate(
     """
     recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking}, summed=graph.staged)
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
+    idle = frozenset[str]() if only is None else _idle(graph, only)
     constant: dict[str, Tensor] = {graph.input.name: x}
     for layer in graph.layers[1:]:  # what depends on the input alone is the same at every step
         if layer.name in graph.constant:
@@ -68,6 +71,11 @@ def simulate(
         values, silent = dict(constant), set[str]()
         for layer in graph:
             if layer.name in constant:
+                continue
+            if layer.name in idle:
+                if layer.name in replayed:
+                    values[layer.name] = tensor(replayed[layer.name][t]).to(x.dtype)
+                    recorder.spikes(layer.name, replayed[layer.name][t])
                 continue
             inputs = [values[source] for source in layer.inputs]
             if isinstance(layer, Impulse):
@@ -115,3 +123,15 @@ def simulate(
                 watch(layer.name, t, u, fired)
         recorder.readout(values[graph.output.name].numpy())
     return recorder.finish()
+
+
+def _idle(graph: LayerGraph, only: Collection[str]) -> frozenset[str]:
+    """What need not be computed where spikes are known: all but the layers `only`, the output, and what leads there."""
+    needed: set[str] = set()
+    waiting = [*only, graph.output.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed and (name in only or name not in graph.spiking):
+            needed.add(name)
+            waiting += graph[name].inputs
+    return frozenset(layer.name for layer in graph if layer.name not in needed)

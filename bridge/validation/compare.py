@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,8 @@ def compare(
             part = images[at : at + size]
             replay = Replay(graph, part, got.window(at, at + len(part), steps), membranes=spikes_differ)
             if spikes_differ:
-                tally.explain(divergences(replay, run.run(part, batch.start + at, True)), batch.start + at)
+                probe = partial(run.run, part, batch.start + at, True)
+                tally.explain(divergences(replay, probe), batch.start + at)
             if readouts_differ:
                 tally.judge_readout(replay)
         if spikes_differ:
@@ -202,8 +204,15 @@ def _judge(batch: Batch, subject: Subject, engine: Engine | CountSimulator | Non
         tally=Tally.of(graph, reference, reference, targets, sums=sums),
         parts=parts,
         equality=EqualityTally.of(graph, ann, x, reference, values) if ann and values and graph.latency else None,
-        samples=samples(graph, reference, values) if batch.start == 0 else {},
+        samples=_samples(graph, reference, values) if batch.start == 0 else {},
     )
+
+
+def _samples(graph: LayerGraph, reference: SpikeRecord, values: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Of as many images as a batch in floats has, so that the arithmetic does not decide which neurons are shown."""
+    count = min(reference.images, potentials_at_once(graph, reference.steps))
+    first = reference.window(0, count, reference.steps)
+    return samples(graph, first, values and {name: value[:count] for name, value in values.items()})
 
 
 def _levels(activation: Layer) -> int:

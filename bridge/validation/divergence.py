@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +21,10 @@ SLACK = 32.0
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The reference on what `record` says each layer heard and fired, in its own float32 and in float64."""
+    """The reference on what `record` says each layer received and fired, in its own float32 and in float64.
+
+    With `membranes`, those of the layers of which a spike is `wrong`.
+    """
 
     graph: LayerGraph
     x: Tensor
@@ -28,24 +32,43 @@ class Replay:
     membranes: bool
 
     @cached_property
+    def _every(self) -> SpikeRecord:
+        return simulate(self.graph, self.x, self.record.steps, heard=self.record)
+
+    @cached_property
+    def wrong(self) -> tuple[str, ...]:
+        """Layers that fire otherwise than the reference on the same input."""
+        if not self.membranes:
+            return ()
+        packed = self.record.packed
+        return tuple(n for n in self.graph.spiking if not np.array_equal(packed[n], self._every.packed[n]))
+
+    @cached_property
     def expected(self) -> SpikeRecord:
-        return simulate(self.graph, self.x, self.record.steps, membranes=self.membranes, heard=self.record)
+        if not self.wrong:
+            return self._every
+        steps, heard = self.record.steps, self.record
+        return simulate(self.graph, self.x, steps, membranes=True, heard=heard, only=self.wrong)
 
     @cached_property
     def exact(self) -> SpikeRecord:
-        return simulate(self.graph, self.x.double(), self.record.steps, membranes=self.membranes, heard=self.record)
+        steps, heard = self.record.steps, self.record
+        return simulate(self.graph, self.x.double(), steps, membranes=True, heard=heard, only=self.wrong)
 
 
-def divergences(replay: Replay, probed: SpikeRecord | None) -> list[Divergence]:
+def divergences(replay: Replay, probe: Callable[[], SpikeRecord | None]) -> list[Divergence]:
     """The spikes of the replayed record that are wrong by themselves.
 
     They are those that differ from the `replay`, in which a layer that only passes on an earlier difference has none.
-    `probed` is the same run with membranes, None if it cannot be run again; where it is missing or did not repeat its
-    spikes, the membrane is unknown (None) and the divergence counts as no tie.
+    `probe` makes the same run with membranes, or None if it cannot be run again; where it is missing or did not repeat
+    its spikes, the membrane is unknown (None) and the divergence counts as no tie.
     """
+    if not replay.wrong:
+        return []
+    probed = probe()
     graph, record, expected, exact = replay.graph, replay.record, replay.expected, replay.exact
     found = []
-    for name in graph.spiking:
+    for name in replay.wrong:
         layer = graph[name]
         assert isinstance(layer, NEURONS)
         got = record.spikes(name)

@@ -102,7 +102,7 @@ def test_one_in_another_shows_nothing(monkeypatch):
     assert shown == ["outer", "failing", "after"]
 
 
-def test_in_a_notebook_without_widgets():
+def test_in_a_notebook_without_widgets(monkeypatch):
     """A line of text that moves, and is emptied at the end; a short cell has no trace of it."""
     loop = "for i in progress(range({0}), 'counting'):\n    time.sleep({1})"
     cells = ["import time\nfrom bridge._util.progress import progress", loop.format(8, 0.6), loop.format(3, 0.01)]
@@ -116,7 +116,7 @@ def test_in_a_notebook_without_widgets():
             states.append(message["content"]["data"]["text/plain"])
         return process(message, *rest)
 
-    client.process_message = noting
+    monkeypatch.setattr(client, "process_message", noting)
     client.execute()
     assert len(states) >= 3
     assert all(re.fullmatch(r"counting: \d of 8, \d s", state) for state in states[:-1])

@@ -423,6 +423,7 @@ def test_an_engine_that_differs_does_not_decide(monkeypatch):
 
     def wrong(self, *arguments, **options):
         found = run(self, *arguments, **options)
+        assert found.record is not None
         found.record.packed[network.layers[1]][0, 0, 0] ^= 1 << 6
         return found
 
@@ -435,14 +436,14 @@ def test_a_fault_in_a_long_run_in_integers_is_explained_some_images_at_a_time(mo
     """Potentials of a staged network take much memory, its spikes do not: the batch is large, what is looked at not."""
     require("snntorch")
     network, x = integers("cnn", 12, schedule="staged")
-    expected = network.validate(x, None, [sabotaged()]).backends["snntorch"]
+    expected = network.validate(x, None, [sabotaged(monkeypatch)]).backends["snntorch"]
     assert not expected.agreed
     monkeypatch.setattr(compare_module, "POTENTIALS", 8 * network.latency * network.graph.neurons * 5)
     assert compare_module.potentials_at_once(network.graph, network.latency) == 5
-    assert asdict(network.validate(x, None, [sabotaged()]).backends["snntorch"]) == asdict(expected)
+    assert asdict(network.validate(x, None, [sabotaged(monkeypatch)]).backends["snntorch"]) == asdict(expected)
 
 
-def sabotaged():
+def sabotaged(monkeypatch):
     """A backend with a weight off."""
     backend = require("snntorch")
     export = backend.export
@@ -453,5 +454,5 @@ def sabotaged():
             next(p for p in native.parameters() if p.dim() > 1).view(-1)[0] += 3
         return native
 
-    backend.export = wrong
+    monkeypatch.setattr(backend, "export", wrong)
     return backend
