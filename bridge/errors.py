@@ -37,3 +37,7 @@ class ValidationError(BridgeError, RuntimeError):
 
 class LossyWarning(UserWarning):
     """What was asked for is written, but it is another network than the one converted; the message says how."""
+
+
+class RangeWarning(UserWarning):
+    """Many values of the images lie outside the range of those that a network in integers was made for."""

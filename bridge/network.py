@@ -5,10 +5,12 @@ One file, though long: it is what users read first, and each of its methods is s
 
 from __future__ import annotations
 
+import html
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from bridge.converters.torch_models import model as torch_model
 from bridge.converters.torch_models.input_shape import checked_shape, shape_of_example, shape_of_model
 from bridge.errors import BridgeError, ConversionError, GraphError, InputError, LossyWarning
 from bridge.foreign import ForeignNetwork
-from bridge.graph import LayerGraph, Shape
-from bridge.graph.pixel_grid import PixelGrid
+from bridge.graph import ClipFloorShift, LayerGraph, Shape
+from bridge.graph.about import About
+from bridge.graph.pixel_grid import PixelGrid, normalised
 from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
 from bridge.passes.counting import counting, with_levels
@@ -50,7 +53,7 @@ from bridge.simulate.cost import Cost, cost
 from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.engine.simulation import Simulation
-from bridge.simulate.images import checked
+from bridge.simulate.images import Given, as_array, checked, checked_pixels, with_labels
 from bridge.validation import backend_runs
 from bridge.validation.lossy import loss_as_if
 
@@ -64,38 +67,61 @@ class SpikingNetwork:
     """Integrate-and-fire layers with unit threshold, soft reset and v(0) = 1/2, and the affine layers between them.
 
     ``graph`` is the spiking network, ``ann`` the network it came from (None when read from a file, which holds spikes
-    only). Both are immutable and share nothing with the model that was converted. `quantize` returns the same in whole
-    numbers, with thresholds of their own; ``grid`` says which pixels stand for the ANN's input there. docs/tutorial.md
-    has an example of every method.
+    only). Both are immutable and share nothing with the model that was converted. `quantize` returns the same in
+    integers, with thresholds of their own. ``about`` tells how it was made: L, the T it was calibrated for, the bits of
+    its weights, and which pixels stand for the ANN's input. docs/tutorial.md has an example of every method.
+
+    Wherever images are taken, as a tensor, an array or a DataLoader, integers are pixels and floats are the ANN's
+    input. A float network takes floats alone, a network in integers either; see `pixels`.
     """
 
-    def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None, grid: PixelGrid | None = None) -> None:
+    def __init__(self, graph: LayerGraph, ann: LayerGraph | None = None, about: About | None = None) -> None:
         self.graph = graph
         self.ann = ann
-        self.grid = grid
+        self.about = About() if about is None else about
         self._engines: dict[str, Engine | CountSimulator] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engines": {}}  # made anew where they are needed
 
     def __repr__(self) -> str:
-        shapes = self.graph.shapes
-        kind = "whole numbers, " if self.graph.integer else ""
-        if self.graph.staged:
-            kind += f"staged, {self.latency} steps, "
-        elif self.graph.grouped:
-            kind += "grouped, 1 step, "
-        layers = len(self.graph.spiking)
-        known = "" if self.ann is not None else ", its ANN not known"
-        return (
-            f"SpikingNetwork({kind}{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}, "
-            f"{layers} spiking layer{'s' * (layers != 1)}, {self.graph.neurons} neurons{known})"
-        )
+        return f"SpikingNetwork({', '.join(self._said())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(one)}</td></tr>" for one in self._said())
+        return f"<b>SpikingNetwork</b><table>{rows}</table>"
+
+    def _said(self) -> list[str]:
+        """What the network is, and what is known of it, a few words each."""
+        shapes, about, layers = self.graph.shapes, self.about, len(self.graph.spiking)
+        said = []
+        if self.graph.integer:
+            said.append("integers" if about.weight_bits is None else f"{about.weight_bits}-bit integers")
+            said.append("pixels" if about.grid is None else f"pixels 0…{about.grid.largest}")
+        if self.latency is not None:
+            staged = f"staged, {self.latency} step{'s' * (self.latency != 1)}"
+            said.append(staged if self.graph.staged else "grouped, 1 step")
+        said.append(f"{list(shapes[self.graph.input.name])} -> {list(shapes[self.graph.output.name])}")
+        said.append(f"{layers} spiking layer{'s' * (layers != 1)}, {self.graph.neurons} neurons")
+        if about.levels:
+            said.append(f"L = {', '.join(map(str, about.levels))}")
+        if about.calibrated_steps is not None:
+            said.append(f"calibrated for T = {about.calibrated_steps}")
+        return said if self.ann is not None else [*said, "its ANN not known"]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the spiking layers, in order; the keys of every `bridge.SpikeRecord` of this network."""
         return self.graph.spiking
+
+    @property
+    def grid(self) -> PixelGrid | None:
+        """Which pixels stand for the ANN's input; None of a float network, and where it is not known."""
+        return self.about.grid
+
+    def _images(self, x: Given, what: str = "x") -> Tensor:
+        """`x` as the network computes on it. Raises `InputError` as `run`."""
+        return checked(self.graph, x, what, self.grid)
 
     @property
     def latency(self) -> int | None:
@@ -118,8 +144,10 @@ class SpikingNetwork:
         if self.latency is not None:
             raise InputError(f"{what}: this network is {'staged' if self.graph.staged else 'grouped'}; {instead}")
 
-    def to_nir(self, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None) -> nir.NIRGraph:
+    def to_nir(self, neuron: str = "exact", *, measured_on: Given | None = None) -> nir.NIRGraph:
         """The network as a NIR graph: all that a backend needs. `bridge.nir_graph` says how the neuron is written.
+
+        Its metadata says, as a courtesy, how the network was made (``about``): `bridge.load` reads it.
 
         Args:
             neuron: "exact", or "if" for tools whose importer knows no neuron but ``nir.IF``. Its hard reset makes
@@ -134,8 +162,9 @@ class SpikingNetwork:
         if neuron == "if":
             self._expect_plain('neuron="if"', 'nir.IF fires at any step; convert with schedule="plain" for it')
         graph = ours.to_nir(self.graph, neuron)
+        graph.metadata |= self.about.metadata()
         if neuron == "if":
-            images = None if measured_on is None else checked(self.graph, measured_on)
+            images = None if measured_on is None else self._images(measured_on, "measured_on")
             with neutral():
                 lost = loss_as_if(self.graph, graph, images)
             warnings.warn(lost, LossyWarning, stacklevel=2)
@@ -143,9 +172,7 @@ class SpikingNetwork:
             raise InputError('measured_on: only neuron="if" loses anything that could be measured')
         return graph
 
-    def save(
-        self, path: str | Path, neuron: str = "exact", *, measured_on: Tensor | NDArray[Any] | None = None
-    ) -> None:
+    def save(self, path: str | Path, neuron: str = "exact", *, measured_on: Given | None = None) -> None:
         """Write `to_nir`, whose arguments these are, to a ``.nir`` file, whole or not at all, for `bridge.load`."""
         graph = self.to_nir(neuron, measured_on=measured_on)
         with replacing(path) as file:
@@ -196,9 +223,7 @@ class SpikingNetwork:
         return SpikingNetwork(with_weights(self.graph, state))
 
     @neutral()
-    def calibrate(
-        self, data: Tensor | NDArray[Any], steps: int, *, kinds: Sequence[str] = CALIBRATIONS
-    ) -> SpikingNetwork:
+    def calibrate(self, data: Given, steps: int, *, kinds: Sequence[str] = CALIBRATIONS) -> SpikingNetwork:
         """The network fitted to run `steps` time steps: nearer to its ANN there, with the same plain neurons.
 
         Each channel of neurons gets a bias, a gain and an initial potential of its own, and then all weights move a
@@ -207,7 +232,7 @@ class SpikingNetwork:
         nothing but these arguments.
 
         Args:
-            data: images ``[B, *input]`` as the ANN takes them, without labels: a few thousand, if there are,
+            data: images ``[B, *input]`` as the ANN takes them, floats, without labels: a few thousand, if there are,
                 not the test data. Three quarters are fitted to, the rest chooses between fits, of which this network as
                 it is is one. Few are soon learnt by heart: small networks gain from a few hundred, a ResNet-20 from a
                 thousand on (docs/calibration.md).
@@ -220,12 +245,12 @@ class SpikingNetwork:
         """
         self._expect_plain("calibrate", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("calibrate")
-        x, steps = checked(self.graph, data, "data"), time_steps(steps)
+        x, steps = self._images(data, "data"), time_steps(steps)
         fitted = best_fit(self.graph, ann, x, steps, kinds)
-        return self if fitted is self.graph else SpikingNetwork(fitted, ann)
+        return SpikingNetwork(fitted, ann, replace(self.about, calibrated_steps=steps))
 
     @neutral()
-    def time_biased(self, data: Tensor | NDArray[Any], steps: int) -> TimeBiased:
+    def time_biased(self, data: Given, steps: int) -> TimeBiased:
         """The network with a bias for each channel *and step* (FTBC, ECCV 2024): to compare, not to export.
 
         It asks of hardware T biases a channel and a count of steps that all cores share, which neither NIR nor Loihi
@@ -241,7 +266,7 @@ class SpikingNetwork:
         """
         self._expect_plain("time_biased", "its activations are the ANN's already, and there is nothing to fit")
         ann = self._to_be_fitted("time_biased")
-        return time_biased(self.graph, ann, checked(self.graph, data, "data"), time_steps(steps))
+        return time_biased(self.graph, ann, self._images(data, "data"), time_steps(steps))
 
     def _to_be_fitted(self, what: str) -> LayerGraph:
         """The ANN that `what` fits this network to."""
@@ -255,22 +280,23 @@ class SpikingNetwork:
     def quantize(
         self,
         weight_bits: int = 8,
-        calibration: Tensor | NDArray[Any] | None = None,
+        calibration: Given | None = None,
         scheme: str = "per_channel",
         *,
         normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
         steps: int = RATE_STEPS,
     ) -> SpikingNetwork:
-        """The network in whole numbers, as Loihi computes it: all backends run it bit for bit alike.
+        """The network in integers, as Loihi computes it: all backends run it bit for bit alike.
 
         Weights have `weight_bits` bits; biases, thresholds and the images' pixels 0…255 are whole; windows are summed
-        and not averaged. All sums stay below 2^24, so float32, int32 and Loihi's registers hold them exactly. Give its
-        `run` and `validate` pixels, which `pixels` makes of the ANN's input. The readout is in units of its own.
+        and not averaged. All sums stay below 2^24, so float32, int32 and Loihi's registers hold them exactly. It takes
+        pixels, as integers, or the ANN's input, as floats, of which it makes pixels as `pixels` does. The readout is in
+        units of its own.
 
         Args:
             weight_bits: 4 to 16. Up to 8, every bound of Loihi's registers is met; more are for exactness alone.
             calibration: images as the ANN takes them, float ``[B, *input]``; a few hundred do. Scales and biases are
-                fitted to the firing rates on them.
+                fitted to the firing rates on them. With `normalisation`, also pixels, as integers.
             scheme: "per_channel" thresholds, or "per_layer", one for all channels, as Lava's own neurons need.
             normalisation: mean and std, one a channel, if the ANN's input is made from pixels by
                 ``(p / 255 − mean) / std``. By default it is found from the calibration images: exactly, if they are
@@ -287,46 +313,69 @@ class SpikingNetwork:
         check_arguments(weight_bits, scheme)
         if calibration is None:
             raise InputError("quantize: needs calibration images, as the ANN takes them: quantize(8, calibration=x)")
-        x, steps = checked(self.graph, calibration, "calibration"), time_steps(steps)
+        x, steps = self._calibration(calibration, normalisation), time_steps(steps)
+        made = replace(self.about, weight_bits=int(weight_bits))
         if self.latency is None:
-            return SpikingNetwork(*integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps))
+            found = integer_network(self.graph, self.ann, x, weight_bits, scheme, normalisation, steps)
+            return SpikingNetwork(*found[:2], replace(made, grid=found[2]))
         if self.ann is None:
             raise ConversionError(
                 "quantize: this staged or grouped network was read from a NIR file, which holds no ANN; quantize the "
                 "one that convert returns, and save that"
             )
         ann, _, grid = integer_network(_counted(self.ann), None, x, weight_bits, scheme, normalisation, steps)
-        return SpikingNetwork(_arranged(ann, "staged" if self.graph.staged else "grouped"), ann, grid)
+        arranged = _arranged(ann, "staged" if self.graph.staged else "grouped")
+        return SpikingNetwork(arranged, ann, replace(made, grid=grid))
 
-    @neutral()
-    def pixels(self, x: Tensor | NDArray[Any]) -> Tensor:
-        """The pixels of `x` ``[B, *input]``, images as the ANN takes them: whole numbers 0…255, float32.
-
-        Values beyond the pixels' range become 0 or 255. Raises `InputError` if the network was not made by `quantize`.
-        """
-        if self.grid is None:
+    def _calibration(self, images: Given, normalisation: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+        """The ANN's input, from which `quantize` fits: floats, or pixels of which the normalisation is known."""
+        values = as_array(images, "calibration")
+        if values.dtype.kind not in "biu":
+            return self._images(values, "calibration")
+        if normalisation is None:
             raise InputError(
-                "pixels: only a network that quantize returned knows how pixels and the ANN's input relate"
+                f"calibration: integers are pixels, got {values.dtype}; give their normalisation=(mean, std) too, or "
+                "the images as the ANN takes them, floats"
             )
-        return self.grid.encode(checked(self.graph, x, as_pixels=False))
+        shape = self.graph.input.shape
+        grid = normalised(*normalisation, shape[0], vectors=len(shape) == 1)
+        return grid.decode(checked_pixels(values, shape, "calibration", grid))
 
     @neutral()
-    def run(self, x: Tensor | NDArray[Any], steps: int | None = None, *, membranes: bool = False) -> SpikeRecord:
+    def pixels(self, x: Given) -> Tensor:
+        """The pixels of `x` ``[B, *input]``, uint8: of floats, the ANN's input, those nearest to it.
+
+        Integers are pixels already. Values beyond the pixels' range become 0 or 255, and a
+        `bridge.errors.RangeWarning` says so if they are many.
+
+        Raises:
+            InputError: the network is none in integers; or the images are floats, and it was read from a file that does
+                not say how pixels and the ANN's input relate.
+        """
+        if not self.graph.integer:
+            raise InputError("pixels: this network takes the ANN's input itself; quantize gives one that takes pixels")
+        return self._images(x).to(torch.uint8)
+
+    @neutral()
+    def run(self, x: Given, steps: int | None = None, *, membranes: bool = False) -> SpikeRecord:
         """Run the reference simulator (float32) on images `x` ``[B, *input]`` for `steps` time steps.
+
+        `x` is a tensor, an array or batches of either, such as a DataLoader, which is gathered: integers are pixels,
+        floats are the ANN's input.
 
         A staged or grouped network takes at least its `latency`, which is what it takes if `steps` are left out. With
         `membranes`, the record also holds each layer's potential after integration, before reset.
 
         Raises:
-            InputError: `x` is empty, of another shape than the network's input, or not finite; `steps` is below 1, or
-                below a staged network's latency.
+            InputError: `x` is empty, of another shape than the network's input, or not finite; or it is pixels, and
+                this network is none in integers; `steps` is below 1, or below a staged network's latency.
         """
-        return reference.run(self.graph, checked(self.graph, x), self._steps(steps), membranes=membranes)
+        return reference.run(self.graph, self._images(x), self._steps(steps), membranes=membranes)
 
     @neutral()
     def simulate(
         self,
-        x: Tensor | NDArray[Any],
+        x: Given,
         steps: int | None = None,
         *,
         record: bool = False,
@@ -357,7 +406,7 @@ class SpikingNetwork:
             InputError: as in `run`; or an argument is not as above; or there is no such device here; or a potential of
                 a network in whole numbers passes 2^24, beyond which the arithmetic is not exact.
         """
-        x, steps = checked(self.graph, x), self._steps(steps)
+        x, steps = self._images(x), self._steps(steps)
         if until not in (None, "stable"):
             raise InputError(f'until: expected None or "stable", got {until!r}')
         if until and record:
@@ -377,7 +426,7 @@ class SpikingNetwork:
     @neutral()
     def validate(
         self,
-        x: Tensor | NDArray[Any],
+        x: Given,
         steps: int | None = None,
         backends: Sequence[str | Backend] | None = None,
         *,
@@ -394,12 +443,13 @@ class SpikingNetwork:
         which of them decided.
 
         Args:
-            x: images ``[B, *input]``, float; held constant over time.
+            x: images ``[B, *input]``, as for `run`; held constant over time.
             steps: T, at least 1; as for `run`.
             backends: names, such as ``["spikingjelly", "snntorch", "lava"]``, or `exporters.base.Backend` objects.
                 Default: all that are usable here and can run this network exactly. An empty list holds the network
                 against its ANN alone.
-            labels: true classes ``[B]``, for accuracies.
+            labels: true classes ``[B]``, for accuracies. Default: those of a DataLoader's batches, if these are images
+                and classes.
             images: by backend, run only that many of the images, the first ones; for slow backends.
             executor: where to run batches, such as a `concurrent.futures.ProcessPoolExecutor` or dask's
                 ``client.get_executor()``. The result is the same to the last bit.
@@ -413,8 +463,9 @@ class SpikingNetwork:
             BackendError: a backend is unknown or not usable (the message says what to install), or it failed.
             ValidationError: a backend's record does not fit the network.
         """
+        x, labels = with_labels(x, labels)
         return backend_runs.validate(
-            self.graph, self.ann, x, self._steps(steps), backends,
+            self.graph, self.ann, self._images(x), self._steps(steps), backends,
             labels=labels, images=images, executor=executor, error_parts=error_parts,
         )  # fmt: skip
 
@@ -483,8 +534,13 @@ def convert(
         ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
         if schedule != "plain":
             ann = lift_pools(with_levels(ann, steps))
-            return SpikingNetwork(_arranged(_counted(ann), schedule), ann)
-        return SpikingNetwork(plain(ann), ann)
+            return SpikingNetwork(_arranged(_counted(ann), schedule), ann, _about(ann))
+        return SpikingNetwork(plain(ann), ann, _about(ann))
+
+
+def _about(ann: LayerGraph) -> About:
+    """What is known of a network that was just converted."""
+    return About(levels=tuple(sorted({layer.levels for layer in ann if isinstance(layer, ClipFloorShift)})))
 
 
 def _counted(ann: LayerGraph) -> LayerGraph:
@@ -540,4 +596,8 @@ def _network_of(graph: nir.NIRGraph, path: str | Path, dt: float | None) -> Spik
         raise GraphError(f"{path}: no neuron in it, so nothing spikes")
     if dt not in (None, 1):
         raise InputError(f"dt: {path} is a network of this package, which counts time in steps: leave dt out")
-    return SpikingNetwork(layers)
+    try:
+        about = About.of(graph.metadata, layers.input.shape[0], integer=layers.integer)
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from error
+    return SpikingNetwork(layers, about=about)

@@ -204,7 +204,7 @@ def build(
         nodes[layer.name] = calls.call_module(layer.name, inputs)
     calls.output(nodes[graph.output.name])
     module = fx.GraphModule(modules, calls, name)
-    module.meta["input_shape"] = graph.input.shape
+    module.meta["input_shape"], module.meta["integer"] = graph.input.shape, graph.integer
     module.meta["staged"] = graph.staged
     module.meta["drives"] = largest_drives(graph)
     return module
@@ -295,8 +295,7 @@ def run(
 
     Raises `InputError` if a potential of a network in integers passes 2^24, beyond which float32 is not exact.
     """
-    check_input(native.meta["input_shape"], x, steps)
-    images = tensor(x)
+    images = tensor(check_input(native.meta["input_shape"], x, steps, integer=native.meta["integer"]))
     parameter = next(native.parameters(), images)
     images = images.to(device=parameter.device, dtype=parameter.dtype)
     recorder = None

@@ -15,8 +15,9 @@ from bridge._util.checks import time_steps
 from bridge._util.neutral import neutral
 from bridge.errors import GraphError, InputError
 from bridge.graph import AtLeast, GroupFire, Layer, LayerGraph, WindowFire
-from bridge.graph.ranges import EXACT, beyond_exact
+from bridge.graph.ranges import EXACT, LARGEST_PIXEL, beyond_exact
 from bridge.records import SpikeRecord
+from bridge.simulate.images import Given, as_array, expected_shape, finite, no_pixels, pixels
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,27 @@ def exact(record: SpikeRecord, *, membranes: bool) -> SpikeRecord:
     return record if membranes else replace(record, membranes={})
 
 
-def check_input(graph_input: tuple[int, ...], x: NDArray[np.floating], steps: int) -> None:
-    """Raise `InputError` unless `x` holds finite images ``[B, *graph_input]`` and `steps` is whole and at least 1."""
-    if x.ndim != len(graph_input) + 1 or x.shape[1:] != graph_input or len(x) == 0:
-        raise InputError(f"expected images [B, {', '.join(map(str, graph_input))}], got {x.shape}")
-    if not np.isfinite(x).all():
-        raise InputError(f"the images hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
+def check_input(
+    graph_input: tuple[int, ...], x: Given, steps: int, *, integer: bool | None = None
+) -> NDArray[np.float32]:
+    """The images `x` ``[B, *graph_input]`` in float32, as a backend computes on them.
+
+    Integers are pixels 0…255. A network in integers (`integer`) takes them, or floats that hold such pixels; a float
+    network takes floats. None: it is not known which it is.
+
+    Raises `InputError` unless the images are of that shape, finite, and such as the network takes, and `steps` is whole
+    and at least 1.
+    """
     time_steps(steps)
+    values = expected_shape(as_array(x, "x"), graph_input, "x")
+    if values.dtype.kind not in "biu":
+        values = finite(values.astype(np.float32, copy=False), "x")
+        if integer and not ((values == np.rint(values)) & (values >= 0) & (values <= LARGEST_PIXEL)).all():
+            raise InputError(
+                f"x: this network is in integers and takes pixels, whole from 0 to {LARGEST_PIXEL}; got values from "
+                f"{values.min():.6g} to {values.max():.6g}. network.pixels(x) makes pixels of the ANN's input"
+            )
+        return values
+    if integer is False:
+        raise no_pixels("x", values.dtype)
+    return pixels(values, "x")

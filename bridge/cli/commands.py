@@ -178,13 +178,13 @@ def run(
 
         x = _images(images)
         network = _network(source, x)
-        x = _in_range(network, images, x)
         steps = _steps(network, steps)
         if backend == "reference":
             record = network.run(x, steps)
         else:
             chosen = registry.usable(backend)
-            record = chosen.run(chosen.export(network.to_nir()), x.numpy(), steps)
+            given = network.pixels(x) if network.graph.integer else x
+            record = chosen.run(chosen.export(network.to_nir()), given.numpy(), steps)
         record.save(out)
     Console(stderr=True).print(f"{record.images} images, {steps} steps: wrote {out}", markup=False, soft_wrap=True)
 
@@ -214,9 +214,7 @@ def validate(
         if backend:
             backends = [Recorded(name) if name.endswith(".npz") else name for name in backend]
         truth = None if labels is None else read_labels(*_path(labels))
-        agreement = network.validate(
-            _in_range(network, images, x), _steps(network, steps), backends, labels=truth, images=_limits(limit)
-        )
+        agreement = network.validate(x, _steps(network, steps), backends, labels=truth, images=_limits(limit))
         if out is not None:
             agreement.save(out / "agreement.json")
             html.write(agreement, out / "report.html")
@@ -302,11 +300,6 @@ def _path(text: str) -> tuple[Path, str | None]:
     """The path and, in ``file.npz:name``, the array's name."""
     path, colon, key = text.rpartition(":")
     return (Path(path), key) if colon and path.endswith(".npz") else (Path(text), None)
-
-
-def _in_range(network: SpikingNetwork, source: str, x: Tensor) -> Tensor:
-    """`x`, or if they are pictures, read as 0…1, the pixels that a network in whole numbers takes."""
-    return (x * 255).round() if network.graph.integer and Path(source).is_dir() else x
 
 
 def _limits(texts: list[str] | None) -> dict[str, int]:

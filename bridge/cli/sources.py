@@ -56,7 +56,7 @@ def network(
     if not isinstance(model, nn.Module):
         raise InputError(f"{source}: expected a torch.nn.Module or a SpikingNetwork back, got {type(model).__name__}")
     if images is not None:
-        return convert(model, images[:1], schedule=schedule, steps=steps)
+        return convert(model, input_shape=images.shape[1:], schedule=schedule, steps=steps)
     try:
         return convert(model, schedule=schedule, steps=steps)
     except InputError as error:
@@ -84,10 +84,11 @@ def _made_by(module: str, name: str) -> object:
 
 
 def images(source: Path, key: str | None = None) -> Tensor:
-    """The images in a ``.npy`` file ``[B, ...]``, an ``.npz`` file, or a folder of pictures, float32.
+    """The images in a ``.npy`` file ``[B, ...]``, an ``.npz`` file, or a folder of pictures, as they are stored.
 
-    Of an ``.npz``, the array called `key`, or the only one. Pictures are read in the order of their names, as
-    ``[B, C, H, W]`` with values 0…1 (C = 1 or 3); all must have one size. Python objects are never read.
+    Integers are pixels, floats the ANN's input. Of an ``.npz``, the array called `key`, or the only one. Pictures are
+    pixels, read in the order of their names, as ``[B, C, H, W]`` (C = 1 or 3); all must have one size. Python objects
+    are never read.
 
     Raises:
         InputError: there is no such file, it holds no such array, pictures differ in size, or Pillow is not installed.
@@ -95,7 +96,10 @@ def images(source: Path, key: str | None = None) -> Tensor:
     array = _pictures(source) if _is_folder(source) else _array(source, key)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{source}: expected numbers, got {array.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    kind = np.float32 if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{source}: holds {array.max()}, which is no pixel")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
 
 
 def labels(source: Path, key: str | None = None) -> NDArray[np.integer]:
@@ -143,20 +147,19 @@ def _array_in(file: BinaryIO, source: Path, key: str | None) -> NDArray[np.gener
         return array
 
 
-def _values(picture: Any, path: Path) -> tuple[NDArray[np.float32], bool]:
-    """The picture's values 0…1, ``[H, W]`` of a grey one or ``[H, W, 3]``, and whether it is grey."""
-    if picture.mode.startswith("I;16"):
-        return np.asarray(picture).astype(np.float32) / np.float32(65535), True
-    if picture.mode in ("I", "F"):  # 32 bits a value, and nothing says what is white
+def _values(picture: Any, path: Path) -> tuple[NDArray[np.uint8], bool]:
+    """The picture's pixels, ``[H, W]`` of a grey one or ``[H, W, 3]``, and whether it is grey."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        bits = 16 if picture.mode.startswith("I;16") else 32
         raise InputError(
-            f"{path}: holds values of 32 bits ({picture.mode}), whose range is not known; save it with 8 or 16 bits a "
-            "value, or its values as a .npy file"
+            f"{path}: holds values of {bits} bits ({picture.mode}), and pixels have 8; save it with 8 bits a value, or "
+            "what the ANN takes as a .npy file of floats"
         )
     grey = picture.mode in ("1", "L")
-    return np.asarray(picture.convert("L" if grey else "RGB"), np.float32) / np.float32(255), grey
+    return np.asarray(picture.convert("L" if grey else "RGB")), grey
 
 
-def _pictures(folder: Path) -> NDArray[np.float32]:
+def _pictures(folder: Path) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError as error:
@@ -164,7 +167,7 @@ def _pictures(folder: Path) -> NDArray[np.float32]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
     if not paths:
         raise InputError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
-    arrays: list[NDArray[np.float32]] = []
+    arrays: list[NDArray[np.uint8]] = []
     for path in paths:
         try:
             with Image.open(path) as picture:

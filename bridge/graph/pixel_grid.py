@@ -22,18 +22,42 @@ SHARPNESS = 0.02
 class PixelGrid(Shown):
     """The ANN's input ``x = low + step · p`` for a pixel p in 0…255; both float64, one a channel ``[C]``.
 
-    ``exact`` says that the images it was fitted to lie on it, so that nothing was lost.
+    ``exact`` says that the images it was fitted to lie on it, so that nothing was lost. ``largest`` is the largest
+    pixel that images of this kind have: 255, or less, as of images with 17 shades of grey, 0…16.
     """
 
     low: NDArray[np.float64]
     step: NDArray[np.float64]
     exact: bool = True
+    largest: int = LARGEST_PIXEL
 
     def encode(self, x: Tensor) -> Tensor:
         """The pixels, whole numbers 0…255 in float32, nearest to the ANN's input `x` ``[B, C, ...]``."""
+        return self._places(x).round().clamp(0, LARGEST_PIXEL).float()
+
+    def decode(self, pixels: Tensor) -> Tensor:
+        """The ANN's input, float32, that `pixels` ``[B, C, ...]`` stand for."""
+        low, step = self._shaped(pixels)
+        return (low + step * pixels.double()).float()
+
+    def range(self) -> tuple[float, float]:
+        """The least and the largest value of the ANN's input that pixels of such images stand for."""
+        return float(self.low.min()), float((self.low + self.step * self.largest).max())
+
+    def outside(self, x: Tensor) -> float:
+        """Share of the ANN's input `x` ``[B, C, ...]`` that lies beyond all pixels, by more than half a step."""
+        places = self._places(x)
+        return float(((places < -0.5) | (places > self.largest + 0.5)).double().mean())
+
+    def _places(self, x: Tensor) -> Tensor:
+        low, step = self._shaped(x)
+        return (x.double() - low) / step
+
+    def _shaped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`low` and `step`, as `x` ``[B, C, ...]`` needs them."""
         shape = (1, -1, *[1] * (x.dim() - 2))
         low, step = (torch.from_numpy(values).reshape(shape) for values in (self.low, self.step))
-        return ((x.double() - low) / step).round().clamp(0, LARGEST_PIXEL).float()
+        return low, step
 
 
 def normalised(mean: Sequence[float], std: Sequence[float], channels: int, *, vectors: bool = False) -> PixelGrid:
@@ -63,20 +87,20 @@ def fitted(x: Tensor) -> PixelGrid:
     """
     channels = [x.flatten()] * x.shape[1] if x.dim() == 2 else list(x.transpose(0, 1).flatten(1))
     found = [_spacing(channel.double().unique().numpy()) for channel in (channels[:1] if x.dim() == 2 else channels)]
-    low, step, exact = zip(*(found * (x.shape[1] if x.dim() == 2 else 1)), strict=True)
-    return PixelGrid(low=np.array(low), step=np.array(step), exact=all(exact))
+    low, step, counts, exact = zip(*(found * (x.shape[1] if x.dim() == 2 else 1)), strict=True)
+    return PixelGrid(low=np.array(low), step=np.array(step), exact=all(exact), largest=max(counts))
 
 
-def _spacing(values: NDArray[np.float64]) -> tuple[float, float, bool]:
-    """Least value and step of the grid on which the sorted `values` lie, and whether they do lie on it."""
+def _spacing(values: NDArray[np.float64]) -> tuple[float, float, int, bool]:
+    """Of the grid of the sorted `values`: its least value, its step, how many steps it has, and if they lie on it."""
     low, high = float(values[0]), float(values[-1])
     if high == low:
-        return low, 1.0, True
+        return low, 1.0, LARGEST_PIXEL, True
     gaps = np.diff(values)
     gaps = gaps[gaps > (high - low) / (4 * LARGEST_PIXEL)]  # smaller ones are rounding
     count = round((high - low) / float(gaps.min())) if len(gaps) else LARGEST_PIXEL
     step = (high - low) / count
     places = (values - low) / step
     if count <= LARGEST_PIXEL and np.abs(places - np.rint(places)).max() < SHARPNESS:
-        return low, step, True
-    return low, (high - low) / LARGEST_PIXEL, False
+        return low, step, count, True
+    return low, (high - low) / LARGEST_PIXEL, LARGEST_PIXEL, False

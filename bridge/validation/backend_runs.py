@@ -28,7 +28,7 @@ from bridge.graph import LayerGraph
 from bridge.records import SpikeRecord
 from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import Engine
-from bridge.simulate.images import BATCH, checked
+from bridge.simulate.images import BATCH
 from bridge.validation.compare import (
     REFERENCE,
     BackendRun,
@@ -49,7 +49,7 @@ RECORDS = 2**29
 def validate(
     graph: LayerGraph,
     ann: LayerGraph | None,
-    x: Tensor | NDArray[Any],
+    x: Tensor,
     steps: int,
     backends: Sequence[str | Backend] | None,
     *,
@@ -58,8 +58,11 @@ def validate(
     executor: Executor | None,
     error_parts: bool = True,
 ) -> Agreement:
-    """What `bridge.SpikingNetwork.validate` does, whose arguments and errors these are, for a spiking `graph`."""
-    x, steps = checked(graph, x), time_steps(steps)
+    """What `bridge.SpikingNetwork.validate` does, whose arguments and errors these are, for a spiking `graph`.
+
+    `x` are images as `bridge.simulate.images.checked` returns them.
+    """
+    steps = time_steps(steps)
     truth = true_classes(labels, len(x), math.prod(graph.shapes[graph.output.name]))
     if images is not None and not isinstance(images, Mapping):
         raise InputError(f"images: expected a number of images by backend, such as {{'lava': 60}}, got {images!r}")

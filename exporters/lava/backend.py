@@ -81,7 +81,7 @@ class Lava:
         Raises `InputError` if `x` does not fit and `BackendError`, with Lava's own traceback, if Lava fails or takes
         longer than the time limit. No process outlives the call.
         """
-        check_input(native.graph.input.shape, x, steps)
+        x = check_input(native.graph.input.shape, x, steps, integer=native.graph.integer)
         return self._stream(native, x, steps, 1, "floating_pt", membranes)
 
     def _stream(
@@ -146,7 +146,7 @@ class LavaFixed(Lava):
     @neutral()
     def run(self, native: LavaNetwork, x: NDArray[np.float32], steps: int, *, membranes: bool = False) -> SpikeRecord:
         """As `Lava.run`. Raises `InputError`, too, if on these images a neuron would leave its register."""
-        check_input(native.graph.input.shape, x, steps)
+        x = check_input(native.graph.input.shape, x, steps, integer=native.graph.integer)
         bounds.check_images(native, x, steps)
         if native.parts.neuron == "atrlif":
             images = (x[at : at + 1] for at in range(len(x)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bridge.errors import GraphError, InputError
 from bridge.graph import IntegrateFire
 from bridge.graph.loihi_registers import LARGEST_INPUT, LARGEST_STATE
-from bridge.graph.ranges import EXACT, LARGEST_PIXEL, ranges
+from bridge.graph.ranges import EXACT, ranges
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
@@ -45,7 +45,6 @@ def check_network(network: LavaPlan) -> None:
 
 def check_images(network: LavaPlan, x: NDArray[np.floating], steps: int) -> None:
     """Raise `InputError`, naming the layer, unless `network` fits Loihi's registers for `steps` steps of images `x`."""
-    check_pixels(x)
     if network.parts.neuron == "atrlif":
         _check_held_currents(network, x)
     if network.recorded.latency is not None:
@@ -74,15 +73,6 @@ def _engine_finds_none(network: LavaPlan, x: NDArray[np.floating], steps: int) -
     except InputError:
         return False
     return True
-
-
-def check_pixels(x: NDArray[np.floating]) -> None:
-    """Raise `InputError` unless images `x` are in whole numbers that 8 bits hold."""
-    if not ((x == np.rint(x)) & (x >= 0) & (x <= LARGEST_PIXEL)).all():
-        raise InputError(
-            f"expected images in whole numbers from 0 to {LARGEST_PIXEL}, got values from {x.min()} to {x.max()}: "
-            "pass pixels as they are stored"
-        )
 
 
 def _check_held_currents(network: LavaPlan, x: NDArray[np.floating]) -> None:

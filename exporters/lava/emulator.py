@@ -23,7 +23,7 @@ from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.ops import tensor
 from bridge.simulate.reference import simulate
 from bridge.simulate.registers import expect_registers
-from exporters.lava.bounds import check_network, check_pixels, limits
+from exporters.lava.bounds import check_network, limits
 from exporters.lava.plan import LavaPlan, Parts
 
 
@@ -67,8 +67,7 @@ class LavaTwin:
 
         Raises `InputError` if `x` does not fit, or if on these images a neuron would leave its register.
         """
-        check_input(native.graph.input.shape, x, steps)
-        check_pixels(x)
+        x = check_input(native.graph.input.shape, x, steps, integer=True)
         record = native.engine.run(tensor(x), steps, record=True, memory=MEMORY).record
         assert record is not None  # it was asked for
         record = replace(record, backend=self.name)

@@ -63,8 +63,9 @@ class Slayer:
 
         Raises `InputError` if `x` does not fit, and `BackendError` if the numbers grow too large for SLAYER.
         """
-        check_input(native.meta["input_shape"], x, steps)
-        images = tensor(x).to(next(native.parameters()))
+        images = tensor(check_input(native.meta["input_shape"], x, steps, integer=native.meta["integer"])).to(
+            next(native.parameters())
+        )
         fired: dict[str, Tensor] = {}
         potentials: dict[str, Tensor] = {}
 

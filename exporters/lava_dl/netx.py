@@ -71,7 +71,7 @@ class NetX(NetXPlan):
             from exporters.lava_dl.netx_run import run
         except ImportError as error:
             raise BackendError(f"running NetX needs lava-dl ({error}): {INSTALL}") from error
-        check_input(self.graph.input.shape, x, steps)
+        x = check_input(self.graph.input.shape, x, steps, integer=self.graph.integer)
         return run(self, path, x, steps, model)
 
     def _write(self, layer: h5py.Group, block: Block) -> None:

@@ -57,7 +57,7 @@ class Nengo:
         import nengo
         from nengo.builder import Model
 
-        check_input(native.input_shape, x, steps)
+        x = check_input(native.input_shape, x, steps, integer=native.integer)
         image = np.zeros(native.input.size_in)
         with nengo.Network(add_to_container=False) as network:
             network.add(native)

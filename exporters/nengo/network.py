@@ -36,6 +36,7 @@ class NengoNetwork(nengo.Network):  # type: ignore[misc]
         """Build `graph`. Raises `GraphError` for a kind of layer that has no form here."""
         super().__init__(label="spiking network")
         self.shapes, self.summed = graph.shapes, graph.staged
+        self.integer = graph.integer
         self.input_shape, self.output_shape = graph.input.shape, graph.shapes[graph.output.name]
         values: dict[str, Any] = {}
         with self:

@@ -57,10 +57,9 @@ class Norse:
         from exporters.norse.neuron import SoftResetIAFCell
         from exporters.norse.staged import WindowIAFCell
 
-        check_input(native.meta["input_shape"], x, steps)
+        images = tensor(check_input(native.meta["input_shape"], x, steps, integer=native.meta["integer"]))
         kinds = SoftResetIAFCell | WindowIAFCell | Group
         neurons = {name: module for name, module in native.named_children() if isinstance(module, kinds)}
-        images = tensor(x)
         parameter = next(native.parameters(), images)
         images = images.to(device=parameter.device, dtype=parameter.dtype)
         state = recorder = None

@@ -90,8 +90,8 @@ class OnnxNetwork(Shown):
 
     def run(self, session: Any, x: NDArray[np.float32], steps: int) -> Values:
         """All outputs of a `session` over `steps` steps, by name. Raises as above."""
-        check_input(self.graph.input.shape, x, steps)
-        return _run(session, {X: _float32(x), STEPS: np.array(steps, np.int64)})
+        x = check_input(self.graph.input.shape, x, steps, integer=self.graph.integer)
+        return _run(session, {X: x, STEPS: np.array(steps, np.int64)})
 
     def initial_state(self, batch: int) -> Values:
         """The potentials before the first step, for `batch` images: zeros, by the name of their input.
@@ -106,12 +106,12 @@ class OnnxNetwork(Shown):
 
         Raises `InputError` for images of another shape, NaN, or a state that is not that of so many images.
         """
-        check_input(self.graph.input.shape, x, 1)
+        x = check_input(self.graph.input.shape, x, 1, integer=self.graph.integer)
         wanted, came = self._state_shapes(len(x)), {name: values.shape for name, values in state.items()}
         if came != wanted:
             raise InputError(f"expected the state of {len(x)} images as initial_state gives it, {wanted}; got {came}")
         given = {name: np.asarray(values, self._type(name), order="C") for name, values in state.items()}
-        values = _run(self.step_session, {X: _float32(x), **given})
+        values = _run(self.step_session, {X: x, **given})
         after = {name + POTENTIAL: values[name + NEXT] for name in stateful(self.graph)}
         return values[READOUT], after | ({ITERATION: values[NEXT_ITERATION]} if counts_steps(self.graph) else {})
 
@@ -144,7 +144,3 @@ def open_session(model: ModelProto) -> Any:
 def _run(session: Any, feeds: Values) -> Values:
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def _float32(x: NDArray[Any]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(x, np.float32)

@@ -54,7 +54,7 @@ class Rockpool:
     ) -> SpikeRecord:
         shapes = native.shapes
         input_name, *_, output_name = shapes
-        check_input(shapes[input_name], x, steps)
+        x = check_input(shapes[input_name], x, steps, integer=native.integer)
         images = tensor(x).flatten(1).unsqueeze(1).expand(-1, steps, -1)
         parameter = next(native.parameters().astorch(), images)
         native.reset_state()

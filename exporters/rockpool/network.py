@@ -68,7 +68,7 @@ class RockpoolNetwork(TorchModule):  # type: ignore[misc]
         size = (prod(graph.input.shape), prod(shapes[graph.output.name]))
         super().__init__(shape=size, spiking_input=False, spiking_output=spiking)
         self.shapes = shapes
-        self.summed = graph.staged
+        self.summed, self.integer = graph.staged, graph.integer
         self.drives = largest_drives(graph)
         self.sources = {layer.name: layer.inputs for layer in graph}
         last_readers = {source: layer.name for layer in graph for source in layer.inputs}

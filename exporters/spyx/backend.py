@@ -46,9 +46,9 @@ class Spyx:
 
         from exporters.spyx.network import advance
 
-        check_input(native.input_shape, x, steps)
+        x = check_input(native.input_shape, x, steps, integer=native.integer)
         definition, parameters = nnx.split(native)
-        images, state = np.asarray(x, np.float32), native.initial_state(len(x))
+        images, state = x, native.initial_state(len(x))
         watched = may_leave_exact(dict(native.drives), steps)
         recorder = None
         for _ in range(steps):

@@ -46,6 +46,7 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
         stateful: those with a state. grouped: those whose values are ``[B, L, ..., C]``, of L levels.
         drives: pairs of a layer and the largest drive of a step, in whole numbers.
         summed: whether the output is the sum of the readout, as in a staged network, or its mean.
+        integer: whether it is a network in integers.
     """
 
     def __init__(self, graph: LayerGraph) -> None:
@@ -53,7 +54,7 @@ class SpyxNetwork(nnx.Module):  # type: ignore[misc]
         self.input_shape = graph.input.shape
         self.names = tuple(layer.name for layer in graph)
         self.sources = tuple(layer.inputs for layer in graph)
-        self.spiking, self.summed = graph.spiking, graph.staged
+        self.spiking, self.summed, self.integer = graph.spiking, graph.staged, graph.integer
         self.drives = tuple(largest_drives(graph).items())
         self.stateful = tuple(layer.name for layer in graph if isinstance(layer, STATEFUL))
         self.grouped = tuple(layer.name for layer in graph if isinstance(layer, GROUPED))
