@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import torch
@@ -35,6 +35,7 @@ from bridge.foreign import ForeignNetwork
 from bridge.graph import ClipFloorShift, LayerGraph, Shape
 from bridge.graph.about import About
 from bridge.graph.pixel_grid import PixelGrid, normalised
+from bridge.loihi.costs import LoihiReport, report
 from bridge.passes.calibration.search import CALIBRATIONS, best_fit
 from bridge.passes.calibration.time_bias import TimeBiased, time_biased
 from bridge.passes.counting import counting, with_levels
@@ -48,6 +49,7 @@ from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
 from bridge.passes.with_weights import with_weights
 from bridge.records import SpikeRecord
+from bridge.reduction import Reduction, reduce
 from bridge.simulate import reference
 from bridge.simulate.cost import Cost, cost
 from bridge.simulate.counts import CountSimulator
@@ -456,7 +458,8 @@ class SpikingNetwork:
             error_parts: take the rate error of a plain network apart (``Agreement.rate_error``).
 
         Returns:
-            The `bridge.Agreement`: print it with `bridge.report.table`, write it with ``save``.
+            The `bridge.Agreement`: its ``table()`` is for a terminal or a notebook, ``report("report.html")`` writes a
+            page, ``save`` the data.
 
         Raises:
             InputError: as in `run`, or labels that do not match the images.
@@ -468,6 +471,18 @@ class SpikingNetwork:
             self.graph, self.ann, self._images(x), self._steps(steps), backends,
             labels=labels, images=images, executor=executor, error_parts=error_parts,
         )  # fmt: skip
+
+    def reduce(
+        self, x: Given, steps: int | None, backend: str | Backend, out: str | Path | None = None
+    ) -> Reduction[SpikingNetwork]:
+        """Shrink a disagreement of `backend` to the smallest case that still shows it: as `bridge.reduce`."""
+        return reduce(self, x, steps, backend, out)
+
+    def loihi(
+        self, record: SpikeRecord | None = None, *, spikes: Literal["binary", "graded"] = "binary"
+    ) -> LoihiReport:
+        """What the network asks of Loihi, and what the run in `record` cost there: as `bridge.loihi.report`."""
+        return report(self, record, spikes=spikes)
 
 
 def convert(

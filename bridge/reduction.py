@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,15 +28,29 @@ from bridge.backends.protocol import Backend
 from bridge.converters.nir_graphs import ours
 from bridge.errors import GraphError, InputError
 from bridge.graph import Input, IntegrateFire, Layer, LayerGraph
-from bridge.network import SpikingNetwork
+from bridge.graph.pixel_grid import PixelGrid
 from bridge.records import SpikeRecord
-from bridge.simulate.images import checked
+from bridge.simulate.images import Given, checked
 from bridge.simulate.ops import evaluate, tensor
 from bridge.simulate.reference import simulate
 from bridge.validation.compare import BackendRun, Batch, Subject, compare, potentials_at_once
 from bridge.validation.divergence import Replay
 
 logger = logging.getLogger(__name__)
+
+
+class Network(Protocol):
+    """A `bridge.SpikingNetwork`, of which this is all that is needed."""
+
+    graph: LayerGraph
+
+    @property
+    def grid(self) -> PixelGrid | None: ...
+
+    def save(self, path: str | Path) -> None: ...
+
+
+Kind = TypeVar("Kind", bound=Network)
 
 
 @dataclass(frozen=True)
@@ -63,15 +77,16 @@ class Disagreement:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Reduction(Shown):
+class Reduction(Shown, Generic[Kind]):
     """What `reduce` found: ``images`` ``[B, *input]``, held constant for ``steps`` steps, on which ``first`` is wrong.
 
+    Of a network in integers they are pixels, uint8.
     ``backend`` is how a script can find the backend: its name, or ``module:attribute``; None if it cannot. Example:
     docs/reducing.md.
     """
 
-    network: SpikingNetwork
-    images: NDArray[np.float32]
+    network: Kind
+    images: NDArray[np.float32 | np.uint8]
     steps: int
     first: Disagreement
     backend: str | None
@@ -142,12 +157,12 @@ if __name__ == "__main__":
 
 @neutral()
 def reduce(
-    network: SpikingNetwork,
-    x: Tensor | NDArray[Any],
+    network: Kind,
+    x: Given,
     steps: int | None,
     backend: str | Backend,
     out: str | Path | None = None,
-) -> Reduction:
+) -> Reduction[Kind]:
     """Shrink a disagreement between `backend` and the reference to the smallest case that still shows it.
 
     The first layer that is wrong by itself becomes the last one; images, time steps and layers are taken away as long
@@ -157,7 +172,7 @@ def reduce(
 
     Args:
         network: the network.
-        x: images ``[B, *input]``, float; pixels if the network is in whole numbers. Run in batches, each by itself.
+        x: images ``[B, *input]``, as for `SpikingNetwork.run`. Run in batches, each by itself.
         steps: T, at least 1. No run is longer. None is the latency of a staged or grouped network.
         backend: the name of a backend, or a `exporters.base.Backend`.
         out: a folder for `Reduction.save`; None: nothing is written.
@@ -168,12 +183,13 @@ def reduce(
         GraphError: the backend cannot run the network.
         ValidationError: its record does not fit the network.
     """
-    images, steps = checked(network.graph, x), time_steps(network.latency if steps is None else steps)
+    images = checked(network.graph, x, grid=network.grid)
+    steps = time_steps(network.graph.latency if steps is None else steps)
     backend = registry.usable(backend)
     size = potentials_at_once(network.graph, steps)
     for start in progress(range(0, len(images), size), f"reducing: looking where {backend.name} differs"):
         batch = images[start : start + size]
-        first = first_disagreement(network, batch, steps, backend)
+        first = _first(network.graph, batch, steps, backend)
         if first is not None:
             search = _Search(backend, first.layer, steps)
             smallest = search.reduce(_Case(network.graph, batch, steps, first))
@@ -183,25 +199,29 @@ def reduce(
             f"reduce: {backend.name} and the reference agree on these {len(images)} images for {steps} steps, but for "
             "ties of rounding if there are any: give images on which they differ"
         )
-    result = Reduction(
-        SpikingNetwork(smallest.graph), smallest.x.numpy(), smallest.steps, smallest.first, _importable(backend)
-    )
+    kept = smallest.x.to(torch.uint8) if network.graph.integer else smallest.x
+    smaller: Kind = type(network)(smallest.graph)  # type: ignore[call-arg]
+    result = Reduction(smaller, kept.numpy(), smallest.steps, smallest.first, _importable(backend))
     if out is not None:
         result.save(out)
     return result
 
 
 @neutral()
-def first_disagreement(
-    network: SpikingNetwork, x: Tensor | NDArray[Any], steps: int, backend: str | Backend, layer: str | None = None
-) -> Disagreement | None:
-    """Where a new export of `backend` is first wrong by itself on all `x` in one run, in `layer` only, if it is given.
+def first_disagreement(network: Network, x: Given, steps: int, backend: str | Backend) -> Disagreement | None:
+    """Where a new export of `backend` is first wrong by itself on all `x` in one run.
 
     First in the order of the layers, then of the steps; None if nothing but ties of rounding differs. Raises as
     `reduce` does.
     """
-    graph = network.graph
-    images, backend = checked(graph, x), registry.usable(backend)
+    images = checked(network.graph, x, grid=network.grid)
+    return _first(network.graph, images, steps, registry.usable(backend))
+
+
+def _first(
+    graph: LayerGraph, images: Tensor, steps: int, backend: Backend, layer: str | None = None
+) -> Disagreement | None:
+    """The same on `images` as the network computes on them, and in `layer` only, if it is given."""
     native = backend.export(ours.to_nir(graph))
     records: list[SpikeRecord] = []
 
@@ -257,7 +277,8 @@ class _Search:
         """The case of these, if the layer is wrong in it; what cannot be run or compared shows nothing."""
         try:
             graph = ours.from_nir(ours.to_nir(graph))  # what the file will hold, in the order it is read
-            first = first_disagreement(SpikingNetwork(graph), x, steps, self.backend, self.layer)
+            given = x.to(torch.int64) if graph.integer and bool((x == x.round()).all()) else x
+            first = _first(graph, checked(graph, given), steps, self.backend, self.layer)
         except Exception as error:  # whatever a framework raises on a network that it was not made for
             logger.debug("%d layers: not a case, since %s: %s", len(graph), type(error).__name__, error)
             return None

@@ -206,7 +206,6 @@ def validate(
     with _bad_input():
         from bridge.backends.recorded import Recorded
         from bridge.cli.sources import labels as read_labels
-        from bridge.report import html, table
 
         x = _images(images)
         network = _network(source, x)
@@ -217,11 +216,11 @@ def validate(
         agreement = network.validate(x, _steps(network, steps), backends, labels=truth, images=_limits(limit))
         if out is not None:
             agreement.save(out / "agreement.json")
-            html.write(agreement, out / "report.html")
+            agreement.report(out / "report.html")
         if as_json:
             _print_json(agreement.to_dict())
         else:
-            Console().print(table(agreement))
+            Console().print(agreement.table())
     raise typer.Exit(0 if agreement.agreed else 1)
 
 
@@ -259,9 +258,8 @@ def report(
     """Make the HTML report of an agreement that was saved."""
     with _bad_input():
         from bridge.agreement import Agreement
-        from bridge.report import html
 
-        html.write(Agreement.load(agreement), out)
+        Agreement.load(agreement).report(out)
     Console(stderr=True).print(f"wrote {out}", markup=False, soft_wrap=True)
 
 

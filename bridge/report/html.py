@@ -15,14 +15,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from bridge._util.files import replacing
-from bridge.agreement import COSTS, PARTS, Agreement
 from bridge.errors import InputError
+from bridge.outcome import COSTS, PARTS, Outcome
 
 LISTED = 20
 """How many of a backend's divergences the page shows."""
 
 
-def write(agreement: Agreement, path: str | Path) -> None:
+def write(agreement: Outcome, path: str | Path) -> None:
     """Write the page, whole or not at all.
 
     Its ``<script type="application/json" id="agreement">`` holds `Agreement.to_dict`.

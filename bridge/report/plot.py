@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge._util.files import replacing
-from bridge.agreement import Agreement
 from bridge.errors import BridgeError, InputError
+from bridge.outcome import Outcome
 
 MARKERS = "o+x1234"
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plot_rate_error(agreement: Agreement, path: str | Path) -> None:
+def plot_rate_error(agreement: Outcome, path: str | Path) -> None:
     """Write the mean rate error ``|φ(t) − a/λ|`` against the time step, a line a layer, as PNG, SVG or PDF.
 
     Lines are the reference's; the marks on them are the backends' own, so a mark off its line is a disagreement. A

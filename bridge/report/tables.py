@@ -9,14 +9,14 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from bridge.agreement import COSTS, Agreement, BackendAgreement, EqualsANN
+from bridge.outcome import COSTS, BackendAgreement, EqualsANN, Outcome
 
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""
 LISTED = 20
 
 
-def table(agreement: Agreement) -> Group:
+def table(agreement: Outcome) -> Group:
     """What `rich.print` shows of `agreement`: the verdicts, then top-1 and rates by time step, then any divergence.
 
     Example: docs/agreement.md.
@@ -31,7 +31,7 @@ def table(agreement: Agreement) -> Group:
     return Group(*parts)
 
 
-def _verdicts(agreement: Agreement) -> Table:
+def _verdicts(agreement: Outcome) -> Table:
     latency = "" if agreement.schedule is None else f", {agreement.schedule}: latency {agreement.latency}"
     result = _table(f"Agreement over T = {agreement.steps} time steps{latency}", "backend", "version")
     for heading in ("images", "spikes compared", "differing"):
@@ -81,7 +81,7 @@ def costs(found: Mapping[str, Mapping[str, Any]]) -> Table:
     return result
 
 
-def _top1(agreement: Agreement) -> Table:
+def _top1(agreement: Outcome) -> Table:
     ann = "" if agreement.ann_accuracy is None else f" (the ANN's own accuracy is {agreement.ann_accuracy:.2%})"
     result = _table(f"Largest output, % of images{ann}", "backend", "equal to")
     shown = _steps(result, agreement)
@@ -95,7 +95,7 @@ def _top1(agreement: Agreement) -> Table:
     return result
 
 
-def _layers(agreement: Agreement) -> Table:
+def _layers(agreement: Outcome) -> Table:
     result = _table("Spikes differing from the reference; mean |φ(t) − a/λ| from the ANN", "layer", "backend", "differ")
     shown = _steps(result, agreement)
     for layer in agreement.neurons:
@@ -115,7 +115,7 @@ def _counts(counts: list[int]) -> str:
     return f"{total}" + "".join(f" t{t}+{count}" for t, count in enumerate(counts, 1) if count)
 
 
-def _divergences(agreement: Agreement) -> Table:
+def _divergences(agreement: Outcome) -> Table:
     title = "Spikes that differ although the neuron heard the same"
     result = _table(title, "backend", "layer", "step", "image", "neuron")
     for heading in ("u reference", "u backend", "u exact", "fires at", "rounding", "tie"):
@@ -139,7 +139,7 @@ def _table(title: str, *headings: str) -> Table:
     return result
 
 
-def _steps(result: Table, agreement: Agreement) -> list[int]:
+def _steps(result: Table, agreement: Outcome) -> list[int]:
     """Add a column for each time step shown, and return these steps."""
     count = min(COLUMNS, agreement.steps)
     shown = sorted({1 + round(i * (agreement.steps - 1) / max(1, count - 1)) for i in range(count)})
@@ -148,5 +148,5 @@ def _steps(result: Table, agreement: Agreement) -> list[int]:
     return shown
 
 
-def _everyone(agreement: Agreement) -> dict[str, BackendAgreement]:
+def _everyone(agreement: Outcome) -> dict[str, BackendAgreement]:
     return {"reference": agreement.reference, **agreement.backends}

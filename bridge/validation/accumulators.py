@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.agreement import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.graph import LayerGraph, Shape
+from bridge.outcome import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.records import SpikeRecord, differing
 from bridge.validation.divergence import SLACK, Replay
 from bridge.validation.rate_loop import COLUMNS

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from bridge.agreement import Divergence
 from bridge.errors import ValidationError
 from bridge.graph import NEURONS, LayerGraph, WindowFire
+from bridge.outcome import Divergence
 from bridge.records import SpikeRecord
 from bridge.simulate.reference import simulate
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from bridge.agreement import EqualsANN
 from bridge.graph import ClipFloorShift, LayerGraph, SpikeCount, WindowFire
+from bridge.outcome import EqualsANN
 from bridge.records import SpikeRecord
 from bridge.simulate.ann import activations
 from bridge.simulate.ops import channels, tensor

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 import bridge
-from bridge.agreement import PARTS
 from bridge.graph import ClipFloorShift, spread
+from bridge.outcome import PARTS
 from bridge.simulate.ann import activations
 from bridge.simulate.reference import simulate
 from support.layers import neurons, of_kind

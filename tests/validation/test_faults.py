@@ -12,6 +12,7 @@ from support.importers import IMPORTERS
 from torch import nn
 
 import bridge
+from bridge.outcome import BackendAgreement
 
 # What frameworks warn of while their importers run is not ours to test.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -38,7 +39,7 @@ def example(name: str, images: int) -> tuple[bridge.SpikingNetwork, torch.Tensor
     return network, network.pixels(x)
 
 
-def agreement_of(fault: Fault) -> bridge.agreement.BackendAgreement:
+def agreement_of(fault: Fault) -> BackendAgreement:
     network, x = example(fault.network, fault.images)
     agreement = network.validate(x, STEPS, [Faulty(fault)])
     assert not any(map(sum, agreement.reference.differing.values()))
