@@ -88,6 +88,10 @@ def convert(
     calibrate: Annotated[
         int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
     ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="With --std, where the images are pixels: the ANN takes (p / 255 - mean) / std.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="See --mean. Numbers, one a channel: 0.49,0.48,0.45.")] = None,
     schedule: Annotated[
         str, typer.Option(help="plain; staged or grouped: spike counts equal the ANN's activations.")
     ] = "plain",
@@ -101,6 +105,7 @@ def convert(
 ) -> None:
     """Convert a network and write it as NIR."""
     with _bad_input():
+        from bridge.cli.sources import ann_input
         from bridge.errors import InputError
         from bridge.network import RATE_STEPS
 
@@ -108,10 +113,15 @@ def convert(
         network = _network(source, example, schedule, steps)
         if example is None and (weight_bits is not None or calibrate is not None):
             raise InputError("--weight-bits and --calibrate need calibration images: give them with --images")
+        pixels_are = _normalisation(mean, std, network.graph.input.shape[0])
+        if example is not None and (calibrate is not None or weight_bits is not None):
+            example = ann_input(example, pixels_are)
         if example is not None and calibrate is not None:
             network = network.calibrate(example, calibrate)
         if example is not None and weight_bits is not None:
-            network = network.quantize(weight_bits, calibration=example, scheme=scheme, steps=calibrate or RATE_STEPS)
+            network = network.quantize(
+                weight_bits, example, scheme, normalisation=pixels_are, steps=calibrate or RATE_STEPS
+            )
         network.save(out)
     Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)
 
@@ -298,6 +308,21 @@ def _path(text: str) -> tuple[Path, str | None]:
     """The path and, in ``file.npz:name``, the array's name."""
     path, colon, key = text.rpartition(":")
     return (Path(path), key) if colon and path.endswith(".npz") else (Path(text), None)
+
+
+def _normalisation(mean: str | None, std: str | None, channels: int) -> tuple[list[float], list[float]] | None:
+    """What was given with --mean and --std, one for each of the channels; a single number is for all."""
+    from bridge.errors import InputError
+
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError("--mean and --std go together, such as --mean 0 --std 1 for pixels / 255")
+    try:
+        means, stds = ([float(one) for one in text.split(",")] for text in (mean, std))
+    except ValueError as error:
+        raise InputError(f"--mean {mean} --std {std}: expected numbers with commas between, one a channel") from error
+    return (means * channels if len(means) == 1 else means), (stds * channels if len(stds) == 1 else stds)
 
 
 def _limits(texts: list[str] | None) -> dict[str, int]:

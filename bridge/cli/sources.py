@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bridge.errors import BridgeError, InputError
+from bridge.graph.pixel_grid import normalised
 from bridge.network import SpikingNetwork, convert, load
+from bridge.simulate.images import checked_pixels
 
 ARRAYS = (".npy", ".npz")
 MEMORY, EXPANSION = 512 * 2**20, 16
@@ -100,6 +102,22 @@ def images(source: Path, key: str | None = None) -> Tensor:
     if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise InputError(f"{source}: holds {array.max()}, which is no pixel")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+
+
+def ann_input(x: Tensor, normalisation: tuple[list[float], list[float]] | None) -> Tensor:
+    """`x`, or if it is pixels, the ANN's input ``(p / 255 − mean) / std``.
+
+    Raises `InputError` if it is pixels and mean and std are not known, or do not fit.
+    """
+    if x.is_floating_point():
+        return x
+    if normalisation is None:
+        raise InputError(
+            "--images: these are pixels, and the ANN was trained on something made of them: give --mean and --std of "
+            "(p / 255 - mean) / std (--mean 0 --std 1 for p / 255), or what the ANN takes, a .npy file of floats"
+        )
+    shape = tuple(x.shape[1:])
+    return normalised(*normalisation, shape[0]).decode(checked_pixels(x.numpy(), shape, "--images", None))
 
 
 def labels(source: Path, key: str | None = None) -> NDArray[np.integer]:

@@ -143,10 +143,11 @@ def finite(values: NDArray[Any], what: str) -> NDArray[Any]:
 def checked_pixels(values: NDArray[Any], shape: Shape, what: str, grid: PixelGrid | None) -> Tensor:
     """Integers ``[B, *shape]`` as pixels in float32. Raises `InputError` if they are none; warns as `checked`."""
     values = expected_shape(values, shape, what)
+    found = pixels(values, what)
     if grid is not None and (above := np.count_nonzero(values > grid.largest)):
         where = f"above {grid.largest}, the largest pixel of the images that this network was made for"
         _warn(above / values.size, what, where)
-    return torch.from_numpy(pixels(values, what))
+    return torch.from_numpy(found)
 
 
 def pixels(values: NDArray[Any], what: str) -> NDArray[np.float32]:

@@ -113,8 +113,16 @@ def test_convert(folder):
     assert [one.packed[a].tobytes() for a in one.layers] == [other.packed[b].tobytes() for b in other.layers]
     call("convert", "mymodels:small", "small.nir")
     assert loaded("small.nir").graph.input.shape == (1, 8, 8)
-    call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
-    assert loaded("whole8.nir").graph.integer
+    quantize = "convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8"
+    assert "these are pixels" in call(*quantize, status=2)
+    call(*quantize, "--mean", "0.5", "--std", "0.25")
+    whole = loaded("whole8.nir")
+    assert whole.graph.integer
+    assert whole.grid is not None
+    np.testing.assert_allclose((whole.grid.low, whole.grid.step), ([-2], [4 / 255]), rtol=1e-6)
+    assert "go together" in call(*quantize, "--mean", "0.5", status=2)
+    assert "expected numbers" in call(*quantize, "--mean", "a", "--std", "1", status=2)
+    assert "means and stds for 1 channels" in call(*quantize, "--mean", "0,0,0", "--std", "1", status=2)
 
 
 def test_run_and_compare(folder):
@@ -166,12 +174,26 @@ def test_a_recorded_run_is_one_more_backend(folder):
     call("validate", "cnn.nir", "x.npy", "--steps", "4", "--backend", "hardware.npz", status=1)
 
 
-def test_pictures_are_pixels_to_whole_numbers(folder):
-    call("convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8")
+def test_pictures_are_pixels(folder):
+    """To a network in integers, which takes the ANN's input too; a float network refuses them by name."""
+    require("snntorch")
+    quantize = "convert", "mymodels:small", "whole8.nir", "--images", "pictures", "--weight-bits", "8"
+    call(*quantize, "--mean", "0", "--std", "1")
     call("run", "whole8.nir", "pictures", "spikes.npz", "--steps", "3")
-    pixels = np.stack([np.asarray(Image.open(folder / "pictures" / f"{n}.png"), np.float32)[None] for n in range(3)])
+    pixels = np.stack([np.asarray(Image.open(folder / "pictures" / f"{n}.png"))[None] for n in range(3)])
     expected = bridge.load("whole8.nir").run(pixels, 3)
-    assert np.array_equal(SpikeRecord.load("spikes.npz").readout, expected.readout)
+    np.save("pixels.npy", pixels.astype(np.int16))
+    np.save("floats.npy", pixels / 255)
+    for images in ("pictures", "pixels.npy", "floats.npy"):
+        for backend in ("reference", "snntorch"):
+            call("run", "whole8.nir", images, "spikes.npz", "--steps", "3", "--backend", backend)
+            assert np.array_equal(SpikeRecord.load("spikes.npz").readout, expected.readout)
+        call("validate", "whole8.nir", images, "--backend", "snntorch")
+    call("convert", "mymodels:small", "small.nir")
+    for command in (("run", "small.nir", "pictures", "out.npz"), ("validate", "small.nir", "pixels.npy")):
+        refused = call(*command, "--backend", "snntorch", status=2)
+        assert re.search(r"integers are pixels, and this network takes the ANN's input.*std", refused)
+    assert "pixels 0…255" in call("inspect", "whole8.nir").replace("\n", " ")
 
 
 def test_converting_for_few_steps(folder, monkeypatch):
@@ -201,14 +223,15 @@ def test_staged(folder):
     assert isinstance(staged, SpikingNetwork)
     assert staged.latency == 4
     assert "staged, 4 steps" in call("inspect", "staged.nir")
-    call("run", "staged.nir", "pictures", "r.npz")
+    np.save("floats.npy", np.random.default_rng(0).random((3, 1, 8, 8), np.float32))
+    call("run", "staged.nir", "floats.npy", "r.npz")
     assert SpikeRecord.load("r.npz").steps == 4
-    call("validate", "mymodels:small", "pictures", "--backend", "spikingjelly")
-    out = call("validate", "staged.nir", "pictures", "--backend", "spikingjelly", "--out", "out")
+    call("validate", "mymodels:small", "floats.npy", "--backend", "spikingjelly")
+    out = call("validate", "staged.nir", "floats.npy", "--backend", "spikingjelly", "--out", "out")
     assert "T = 4" in out
     call("convert", "mymodels:small", "two.nir", "--schedule", "staged", "--steps", "2")
     assert "staged, 2 steps" in repr(bridge.load("two.nir"))
-    assert "complete after 4 steps" in call("run", "staged.nir", "pictures", "r.npz", "--steps", "3", status=2)
+    assert "complete after 4 steps" in call("run", "staged.nir", "floats.npy", "r.npz", "--steps", "3", status=2)
     refused = call("convert", "mymodels:small", "x.nir", "--steps", "2", status=2)
     assert "plain schedule has no number of steps" in refused
     assert "of the plain schedule" in call("convert", "cnn.nir", "x.nir", "--schedule", "staged", status=2)
@@ -227,9 +250,8 @@ def test_staged(folder):
         (["run", "cnn.nir", "both.npz", "out.npz"], r"both.npz: holds the arrays \['x', 'y'\]; say which"),
         (["run", "cnn.nir", "both.npz:z", "out.npz"], "none called 'z'"),
         (["run", "cnn.nir", "cnn.onnx", "out.npz"], "expected a .npy or .npz file, or a folder"),
-        (["run", "cnn.nir", "pictures", "out.npz"], "expected at least one image"),
+        (["run", "cnn.nir", "pictures", "out.npz"], r"expected images \[B, 2, 9, 7\], got \[3, 1, 8, 8\]"),
         (["run", "cnn.nir", "x.npy", "out.npz", "--backend", "brian"], "no backend is called 'brian'"),
-        (["run", "whole.nir", "x.npy", "out.npz"], "takes pixels"),
         (["validate", "cnn.nir", "x.npy", "--limit", "lava"], "expected name=N"),
         (["validate", "cnn.nir", "x.npy", "--labels", "x.npy"], "one class an image"),
         (["convert", "cnn.onnx", "out.nir", "--weight-bits", "8"], "give them with --images"),
@@ -330,9 +352,10 @@ def test_no_progress_bars_but_on_a_terminal(folder):
 def test_pictures_of_16_bits_and_of_an_unknown_range(tmp_path):
     values = np.array([[0, 100], [32768, 65535]])
     Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
-    np.testing.assert_allclose(sources.images(tmp_path).numpy()[0, 0], values / 65535, rtol=1e-6)
+    with pytest.raises(InputError, match=r"a\.png: holds values of 16 bits .* pixels have 8"):
+        sources.images(tmp_path)
     (tmp_path / "a.png").unlink()
     for kind in (np.int32, np.float32):
         Image.fromarray(values.astype(kind)).save(tmp_path / "a.tiff")
-        with pytest.raises(InputError, match=r"a\.tiff: holds values of 32 bits .* range is not known"):
+        with pytest.raises(InputError, match=r"a\.tiff: holds values of 32 bits .* pixels have 8"):
             sources.images(tmp_path)
