@@ -210,6 +210,8 @@ def _run(model: nn.Module, data: Tensor | Iterable[Any]) -> None:
 
 
 def _batches(data: Tensor | Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(np.require(data, requirements=["W"])) if data.dtype.kind in "biuf" else (data,)
     if isinstance(data, Tensor):
         data = data.split(BATCH) if data.dim() > 0 else (data,)
     if isinstance(data, str | dict) or not isinstance(data, Iterable):
@@ -223,6 +225,8 @@ def _batches(data: Tensor | Iterable[Any]) -> Iterable[Any]:
 
 def _images(batch: object, where: str) -> Tensor:
     x = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
+        x = torch.from_numpy(np.require(x, requirements=["W"]))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
         came = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"{where}: expected float images [B, ...], or a tuple that begins with them; got {came}")

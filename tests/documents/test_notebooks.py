@@ -18,6 +18,7 @@ NEEDS = {
     "3_on_loihis_terms": ("lava",),
     "5_bring_your_own_model": ("spikingjelly",),
     "6_equal_to_ann": ("spikingjelly", "snntorch"),
+    "7_fine_tune_and_back": ("spikingjelly", "lava"),
 }
 QUICKER = {
     "4_latency_against_accuracy": """
@@ -59,8 +60,8 @@ def code_cells(path: Path) -> list[dict[str, Any]]:
     return [cell for cell in cells(path) if cell["cell_type"] == "code"]
 
 
-def test_there_are_six():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5", "6"]
+def test_there_are_seven():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5", "6", "7"]
 
 
 @pytest.fixture(scope="module")

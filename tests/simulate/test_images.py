@@ -141,10 +141,10 @@ def test_without_the_range_floats_are_refused_by_name(tmp_path):
         network.pixels(x)
 
 
-@pytest.mark.parametrize("wrong", [torch.full((1, 2, 6, 6), 256), np.full((1, 2, 6, 6), -1, np.int8)], ids=["above", "below"])
+@pytest.mark.parametrize("wrong", [256, -1])
 def test_integers_that_are_no_pixels(wrong):
     with pytest.raises(InputError, match="integers are pixels from 0 to 255, got int"):
-        networks()[1].run(wrong, STEPS)
+        networks()[1].run(np.full((1, 2, 6, 6), wrong), STEPS)
 
 
 def of_few_shades(largest: int = 16):
