@@ -11,13 +11,16 @@ from rich.console import Group
 
 from bridge._util.typed import typed
 from bridge.errors import InputError
-from bridge.outcome import FORMAT, Outcome
 from bridge.report import html, tables
+from bridge.report.outcome import FORMAT, Outcome
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Agreement(Outcome):
-    """The outcome of `bridge.SpikingNetwork.validate`: its data are those of `bridge.outcome.Outcome`."""
+    """The outcome of `bridge.SpikingNetwork.validate`: its data are those of `bridge.report.outcome.Outcome`.
+
+    Example: docs/agreement.md.
+    """
 
     def table(self) -> Group:
         """Tables for a terminal or a notebook: ``rich.print(agreement.table())``."""
@@ -43,7 +46,7 @@ class Agreement(Outcome):
             values["reference"] = _stored(saved["reference"])
             values["backends"] = {name: _stored(backend) for name, backend in saved["backends"].items()}
             agreement: Agreement = typed(values, Agreement)
-            agreement.expect_steps()
+            agreement._expect_steps()
         except InputError:
             raise
         except Exception as error:  # a file that somebody changed can hold anything, however deep

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bridge._util.files import replacing
 from bridge.errors import InputError
-from bridge.outcome import COSTS, PARTS, Outcome
+from bridge.report.outcome import COSTS, PARTS, Outcome
 
 LISTED = 20
 """How many of a backend's divergences the page shows."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridge._util.files import replacing
 from bridge.errors import BridgeError, InputError
-from bridge.outcome import Outcome
+from bridge.report.outcome import Outcome
 
 MARKERS = "o+x1234"
 SUFFIXES = (".png", ".svg", ".pdf")

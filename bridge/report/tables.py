@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from bridge.outcome import COSTS, BackendAgreement, EqualsANN, Outcome
+from bridge.report.outcome import COSTS, BackendAgreement, EqualsANN, Outcome
 
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.graph import LayerGraph, Shape
-from bridge.outcome import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.records import SpikeRecord, differing
+from bridge.report.outcome import PARTS, BackendAgreement, Divergence, Layers, RateError
 from bridge.validation.divergence import SLACK, Replay
 from bridge.validation.rate_loop import COLUMNS
 from bridge.validation.rates import Fraction, fractions

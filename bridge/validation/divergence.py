@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bridge.errors import ValidationError
 from bridge.graph import NEURONS, LayerGraph, WindowFire
-from bridge.outcome import Divergence
 from bridge.records import SpikeRecord
+from bridge.report.outcome import Divergence
 from bridge.simulate.reference import simulate
 
 SLACK = 32.0

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from bridge.graph import ClipFloorShift, LayerGraph, SpikeCount, WindowFire
-from bridge.outcome import EqualsANN
 from bridge.records import SpikeRecord
+from bridge.report.outcome import EqualsANN
 from bridge.simulate.ann import activations
 from bridge.simulate.ops import channels, tensor
 from bridge.validation.divergence import SLACK

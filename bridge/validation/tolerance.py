@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from bridge._util.checks import is_real
 from bridge.agreement import Agreement
 from bridge.errors import InputError, ValidationError
-from bridge.outcome import BackendAgreement, Divergence
+from bridge.report.outcome import BackendAgreement, Divergence
 
 OUTPUT = "*"
 """The pattern that also stands for the network's output, and so may limit ``readouts`` and ``top1``."""

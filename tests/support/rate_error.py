@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import bridge
 from bridge.graph import ClipFloorShift, spread
-from bridge.outcome import PARTS
+from bridge.report.outcome import PARTS
 from bridge.simulate.ann import activations
 from bridge.simulate.reference import simulate
 from support.layers import neurons, of_kind

@@ -13,7 +13,7 @@ from torch import nn
 
 import bridge
 from bridge import QCFS
-from bridge.outcome import PARTS
+from bridge.report.outcome import PARTS
 from bridge.simulate.ann import activations
 from bridge.validation import rate_loop
 

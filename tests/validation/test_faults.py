@@ -12,7 +12,7 @@ from support.importers import IMPORTERS
 from torch import nn
 
 import bridge
-from bridge.outcome import BackendAgreement
+from bridge.report.outcome import BackendAgreement
 
 # What frameworks warn of while their importers run is not ours to test.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

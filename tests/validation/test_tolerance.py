@@ -16,7 +16,7 @@ import bridge
 from bridge import InputError, ValidationError
 from bridge.agreement import Agreement
 from bridge.backends.recorded import Recorded
-from bridge.outcome import BackendAgreement, Divergence
+from bridge.report.outcome import BackendAgreement, Divergence
 from bridge.validation.tolerance import Tolerance, assert_agreement, check
 
 NEURONS = {"conv.act[0]": 10, "conv.act[1]": 7, "fc": 3}

@@ -6,6 +6,8 @@ between lie only spikes, a byte each: what leads from them to the next neurons i
 so that it stays in the processor's cache. `bridge.simulate.engine.kernels` chooses int8 or float32 arithmetic by layer.
 
 Small networks do not go this way, but through `bridge.simulate.engine.events`, which follows single spikes.
+
+One file, though long: the plan, the buffers and the run have each other's shapes, and are read together.
 """
 
 from __future__ import annotations

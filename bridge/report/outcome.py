@@ -237,7 +237,7 @@ class Outcome(Shown):
         with replacing(path) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
-    def expect_steps(self) -> None:
+    def _expect_steps(self) -> None:
         """Raise `ValueError` unless every list that runs over the time steps does."""
         for name, run in {"reference": self.reference, **self.backends}.items():
             rows = {f"{name}.differing.{layer}": row for layer, row in run.differing.items()}
