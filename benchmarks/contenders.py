@@ -70,7 +70,7 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Networks:
-    """One network in its three forms, and images for it: `pixels` 0…255, `images` the same as the ANN takes them."""
+    """One network in its three forms, and images for it: `pixels`, uint8, and `images`, the same as the ANN takes them."""
 
     model: nn.Module
     floating: SpikingNetwork
@@ -96,7 +96,7 @@ def networks(subject: Subject, batch: int) -> Networks:
     """The network with random weights, settled, converted and quantized; `batch` images to run it on."""
     torch.manual_seed(0)
     model = subject.make()
-    pixels = torch.randint(0, 256, (max(batch, subject.images), *subject.shape)).float()
+    pixels = torch.randint(0, 256, (max(batch, subject.images), *subject.shape)).to(torch.uint8)
     few = pixels[: subject.images] / 255
     settle(model, few)
     channels = subject.shape[0]

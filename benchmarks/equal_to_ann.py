@@ -55,6 +55,7 @@ def measured(network: SpikingNetwork, model: nn.Module | None, x: Tensor, y: Ten
     for part, labels in progress([*zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)], "running"):
         record = network.run(part) if reference else network.simulate(part, record=True).record
         assert record is not None
+        part = part.float()
         values, _, expected = activations(ann, part)
         if model is not None:
             with torch.inference_mode():

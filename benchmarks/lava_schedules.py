@@ -63,8 +63,9 @@ def measured(network: SpikingNetwork, backend: LavaFixed, steps: int, x: Tensor,
     }
     if network.latency is not None:
         assert network.ann is not None
-        values, _, _ = activations(network.ann, x[:images])
-        found = EqualityTally.of(network.graph, network.ann, x[:images], record, values).result()
+        pixels = x[:images].float()
+        values, _, _ = activations(network.ann, pixels)
+        found = EqualityTally.of(network.graph, network.ann, pixels, record, values).result()
         row["compared"], row["activations_wrong"] = sum(found.compared.values()), sum(found.differing.values())
     right = 0
     for part, labels in progress(

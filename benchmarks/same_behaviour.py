@@ -646,8 +646,8 @@ def errors(subjects: Mapping[str, Subject]) -> Iterator[Task]:
         "half a step": lambda: network.simulate(x, 0.5),  # type: ignore[arg-type]
         "until never": lambda: network.simulate(x, 2, until="never"),
         "a record until stable": lambda: network.simulate(x, 2, until="stable", record=True),
-        "no pixels": lambda: whole.run(x, 4),
-        "pixels beyond 255": lambda: whole.simulate(pixels + 200, 4),
+        "no pixels": lambda: SpikingNetwork(whole.graph).run(x, 4),
+        "pixels beyond 255": lambda: whole.simulate(pixels.int() + 200, 4),
         "pixels of floats": lambda: network.pixels(x),
         "3 bits": lambda: network.quantize(3, x),
         "no such scheme": lambda: network.quantize(8, x, "per_image"),

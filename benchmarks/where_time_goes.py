@@ -95,7 +95,7 @@ def account(name: str, limits: dict[str, float]) -> list[dict[str, Any]]:
     """One network in both arithmetics: where its time goes, beside what the machine's rates allow."""
     found = []
     case = networks(SUBJECTS[name], IMAGES)
-    for way, network, x in (("int8", case.whole, case.pixels), ("float32", case.floating, case.images)):
+    for way, network, x in (("int8", case.whole, case.pixels.float()), ("float32", case.floating, case.images)):
         count = min(IMAGES, 2) if x.shape[-1] > 32 else IMAGES
         x = x[:count]
         runs = {way: parts(network, x)}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         GraphError,
         InputError,
         LossyWarning,
+        RangeWarning,
         ValidationError,
     )
     from bridge.foreign import ForeignNetwork
@@ -47,6 +48,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "LossyWarning",
+    "RangeWarning",
     "Reduction",
     "SpikeRecord",
     "SpikingNetwork",
@@ -80,6 +82,7 @@ _get, _ = lazily(
             "GraphError",
             "InputError",
             "LossyWarning",
+            "RangeWarning",
             "ValidationError",
         ),
         "bridge.foreign": ("ForeignNetwork",),

@@ -139,7 +139,7 @@ def test_membranes_in_integers(native_backend, schedule):
         network, x = converted(seed, schedule, 8)
         assert network.latency is not None
         steps = network.latency + 2
-        expected = simulate(network.graph, x, steps, membranes=True)
+        expected = simulate(network.graph, x.float(), steps, membranes=True)
         record = native_backend.run(native_backend.export(network.to_nir()), x.numpy(), steps, membranes=True)
         assert_equal(record, {layer: expected.spikes(layer) for layer in expected.layers}, expected.readout)
         for layer in network.layers:
@@ -266,6 +266,7 @@ def test_pools_in_multi_step_mode(seed):
     network, x = converted(seed, "grouped", 8)
     net = backend.export(network.to_nir())
     expected = network.run(x).readout[0]
+    x = x.float()
     np.testing.assert_array_equal(net(x).detach(), expected)
     functional.set_step_mode(net, "m")
     over_time = net(torch.stack([x, x.flip(0), x])).detach()

@@ -92,8 +92,8 @@ def test_bad_input_to_run(backend):
     model, shape = networks.mlp()
     native = backend.export(bridge.convert(model, torch.zeros(1, *shape)).to_nir())
     for x, steps, says in (
-        (np.zeros((2, 5), np.float32), 4, "expected images"),
-        (np.zeros((0, 6), np.float32), 4, "expected images"),
+        (np.zeros((2, 5), np.float32), 4, r"expected images \[B, 6\], got \[2, 5\]"),
+        (np.zeros((0, 6), np.float32), 4, r"expected at least one image, \[B, 6\], got \[0, 6\]"),
         (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
         (np.zeros((2, 6), np.float32), 0, "steps: .* at least 1"),
     ):

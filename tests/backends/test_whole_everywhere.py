@@ -52,7 +52,7 @@ def resnet(scheme: str, width: int) -> tuple[SpikingNetwork, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(5)
     model = ResNet((3, 3, 3), (width, 2 * width, 4 * width), num_classes=10, levels=4, threshold=2.0)
-    pixels = torch.randint(0, 256, (16, 3, 32, 32), generator=generator).float()
+    pixels = torch.randint(0, 256, (16, 3, 32, 32), generator=generator).to(torch.uint8)
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     x = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.no_grad():

@@ -183,7 +183,18 @@ def test_the_variable_decides(monkeypatch):
     assert agreement.backends[NAME].total_differing == 0
 
 
-def test_errors_are_those_of_the_backend(remote):
+FORGETFUL = """
+from exporters.onnx_runtime import OnnxRuntime
+
+
+class Mine(OnnxRuntime):
+    def run(self, native, x, steps, *, membranes=False):
+        return native.session.run(None, {"x": x})
+"""
+"""A backend that does not tell its framework what it needs."""
+
+
+def test_errors_are_those_of_the_backend(remote, tmp_path, monkeypatch):
     linear = Linear(name="code", inputs=("x",), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
     fire = IntegrateFire(name="fire", inputs=("code",), level=np.full(2, 0.5, np.float32))
     graph = to_nir(LayerGraph((Input(name="x", shape=(2,)), linear, fire)))
@@ -196,17 +207,21 @@ def test_errors_are_those_of_the_backend(remote):
     _, network, x = mlp()
     native = remote.export(network.to_nir())
     pid = native.start().process.pid
-    for images, steps in ((x[:, :5], 4), (np.full_like(x, np.nan), 4), (x, 0)):
+    for images, steps in ((x[:, :5], 4), (np.full_like(x, np.nan), 4), (x, 0), (x.astype(str), 4)):
         with pytest.raises(InputError) as here:
             OnnxRuntime().run(OnnxRuntime().export(network.to_nir()), images, steps)
         with pytest.raises(InputError, match=re.escape(str(here.value))):
             remote.run(native, images, steps)
     assert native.start().process.pid == pid
 
+    (tmp_path / "mine.py").write_text(FORGETFUL)
+    monkeypatch.syspath_prepend(tmp_path)
+    native = OtherEnvironment("mine", "mine:Mine", sys.executable).export(network.to_nir())
+    pid = native.start().process.pid
     with pytest.raises(
-        BackendError, match=r"'onnxruntime': 'run' failed in .*TypeError: .*isfinite.*; log: (.*)"
+        BackendError, match=r"'mine': 'run' failed in .*ValueError: Required inputs \(\['steps'\]\).*; log: (.*)"
     ) as error:
-        remote.run(native, x.astype(str), 4)
+        native.backend.run(native, x, 4)
     log = Path(str(error.value).rpartition("; log: ")[2])
     assert "Traceback" in log.read_text()
     assert not processes(pid)

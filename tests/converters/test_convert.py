@@ -297,11 +297,11 @@ def test_not_a_model():
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        (torch.zeros(2, 7), r"at least one image, \[B, 6\]"),
-        (torch.zeros(6), "at least one image"),
+        (torch.zeros(2, 7), r"expected images \[B, 6\], got \[2, 7\]"),
+        (torch.zeros(6), r"expected images \[B, 6\], got \[6\]: one image without its batch; give x\[None\]"),
         (torch.zeros(0, 6), "at least one image"),
         (torch.full((2, 6), float("nan")), "12 values that are NaN"),
-        ([[0.0] * 6], "numpy array"),
+        ([[0.0] * 6], r"expected batches that are images .* got float"),
         (np.array([["a"] * 6]), "real numbers"),
         (np.zeros((1, 6), complex), "real numbers"),
     ],

@@ -155,5 +155,5 @@ def test_arguments():
         network.to_nir("IF")
     with pytest.raises(bridge.InputError, match="measured_on: only"):
         network.to_nir(measured_on=torch.zeros(1, *shape))
-    with pytest.raises(bridge.InputError, match="expected at least one image"):
+    with pytest.raises(bridge.InputError, match=r"measured_on: expected images \[B, 6\], got \[1, 99\]"):
         network.to_nir("if", measured_on=torch.zeros(1, 99))

@@ -42,7 +42,7 @@ def test_every_output_is_the_spiking_networks(tmp_path, schedule, bits):
         pixels = network.pixels(x)
         network.ann_to_onnx(tmp_path / "ann.onnx")
         session = onnxruntime.InferenceSession(tmp_path / "ann.onnx")
-        (output,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        (output,) = session.run(None, {session.get_inputs()[0].name: pixels.float().numpy()})
         np.testing.assert_array_equal(output, network.run(pixels).outputs()[-1])
         np.testing.assert_array_equal(output, network.simulate(pixels).outputs[-1])
         assert len(np.unique(output)) > 3

@@ -267,9 +267,9 @@ def test_refuses_networks_that_do_not_fit(what: str) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.full((1, 6), 256), "whole numbers from 0 to 255"),
-        (np.full((1, 6), 0.5), "whole numbers from 0 to 255"),
-        (np.full((1, 6), -1), "whole numbers from 0 to 255"),
+        (np.full((1, 6), 256), "takes pixels, whole from 0 to 255"),
+        (np.full((1, 6), 0.5), "takes pixels, whole from 0 to 255"),
+        (np.full((1, 6), -1), "takes pixels, whole from 0 to 255"),
         (np.full((1, 5), 1), r"expected images \[B, 6\]"),
     ],
 )

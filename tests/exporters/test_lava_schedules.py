@@ -286,5 +286,5 @@ def test_what_the_registers_do_not_hold_is_refused():
     wide = network.graph.rewrite({layer.name: [replace(layer, weight=weight)]})
     with pytest.raises(GraphError, match=r"its weights go from .* a synapse holds -128 to 127"):
         LavaFixed(spikes="graded").export(to_nir(wide))
-    with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+    with pytest.raises(InputError, match="takes pixels, whole from 0 to 255"):
         LavaFixed().run(LavaFixed().export(network.to_nir()), x.numpy() + np.float32(0.5), 1)

@@ -116,7 +116,7 @@ def test_a_layer_called_state(norse):
     import norse.torch as snn
 
     pixels = whole_networks.images(4, (6,), 0)
-    readout, state = snn.Lift(net)(torch.from_numpy(pixels).expand(6, 4, 6))
+    readout, state = snn.Lift(net)(torch.from_numpy(pixels).float().expand(6, 4, 6))
     np.testing.assert_array_equal(readout.detach(), whole_numbers.spikes_of(to_nir(graph), pixels, 6)[1])
     assert set(state) == {"state", "a2"}
 

@@ -299,8 +299,8 @@ def test_as_a_backend_of_the_validator():
 @pytest.mark.parametrize(
     ("x", "steps", "says"),
     [
-        (np.zeros((2, 5), np.float32), 4, "expected images"),
-        (np.zeros((0, 6), np.float32), 4, "expected images"),
+        (np.zeros((2, 5), np.float32), 4, r"expected images \[B, 6\], got \[2, 5\]"),
+        (np.zeros((0, 6), np.float32), 4, r"expected at least one image, \[B, 6\], got \[0, 6\]"),
         (np.full((2, 6), np.nan, np.float32), 4, "12 values that are NaN"),
         (np.zeros((2, 6), np.float32), 0, "steps: expected a whole number of at least 1, got 0"),
     ],

@@ -84,13 +84,14 @@ def test_it_is_made_of_sinabs_own_parts(sinabs):
         assert float(neuron.spike_threshold) == 0.5
 
 
-def per_channel(level: list[float], threshold: list[float]) -> LayerGraph:
-    """Three channels that pass the images on to neurons with a level and a threshold each."""
-    weight = np.eye(3, dtype=np.float32)
+def per_channel(level: list[float], threshold: list[float], unit: float = 1, zero: int = 0) -> LayerGraph:
+    """Three channels that pass `unit` · (p − `zero`) of images p on to neurons with a level and a threshold each."""
+    weight = unit * np.eye(3, dtype=np.float32)
+    bias = np.full(3, -unit * zero, np.float32)
     return LayerGraph(
         (
             Input(name="input", shape=(3, 2, 2)),
-            Conv2d(name="conv", inputs=("input",), weight=weight[:, :, None, None], bias=np.zeros(3, np.float32)),
+            Conv2d(name="conv", inputs=("input",), weight=weight[:, :, None, None], bias=bias),
             IntegrateFire(
                 name="fire",
                 inputs=("conv",),
@@ -113,13 +114,15 @@ def per_channel(level: list[float], threshold: list[float]) -> LayerGraph:
 )
 def test_levels_and_thresholds_of_each_channel(sinabs, level, threshold, unit):
     """Against a loop over steps; every sum is exact, and ties are frequent."""
-    x = np.random.default_rng(0).integers(-4, 9, (4, 3, 2, 2)).astype(np.float32) * np.float32(unit)
+    zero = 4
+    x = np.random.default_rng(0).integers(0, 13, (4, 3, 2, 2)).astype(np.float32)
+    drive = (x - zero) * np.float32(unit)
     u = np.zeros_like(x)
     fires, takes = (np.array(values, np.float32)[:, None, None] for values in (level, threshold))
-    native = sinabs.export(to_nir(per_channel(level, threshold)))
+    native = sinabs.export(to_nir(per_channel(level, threshold, unit, zero)))
     record = sinabs.run(native, x, 9, membranes=True)
     for t in range(9):
-        u = u + x
+        u = u + drive
         np.testing.assert_array_equal(record.membranes["fire"][t], u)
         np.testing.assert_array_equal(record.spikes("fire")[t], u >= fires)
         u = u - takes * (u >= fires)

@@ -174,7 +174,7 @@ def paths_into(graph, zeros):
 def test_every_connection_and_every_spike_is_counted(name):
     net = network(*NETWORKS[name])
     graph = net.graph
-    x = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, *graph.input.shape)).astype(np.float32))
+    x = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, *graph.input.shape)))
     record = net.run(x, 6)
     report = loihi.report(net, record)
     nonzero, every = paths_into(graph, zeros=False), paths_into(graph, zeros=True)
@@ -245,7 +245,7 @@ def test_weights_of_zero_are_no_synapses_and_cost_no_operation():
     weight = np.zeros((3, 4), np.float32)
     weight[0, 1] = 5
     net = network(*start((4,)), Linear(name="y", inputs=("a",), weight=weight, bias=np.ones(3, np.float32)))
-    report = loihi.report(net, net.run(torch.full((1, 4), 255.0), 5))
+    report = loihi.report(net, net.run(torch.full((1, 4), 255), 5))
     (_, readout) = report.layers
     assert report.spikes is not None
     spikes = report.spikes / 4  # of each neuron: all hear the same
@@ -262,7 +262,7 @@ def test_the_input_is_multiplied_once_on_the_host():
     weight[0, 0, 0] = 0
     first = Conv1d(name="c", inputs=("x",), weight=weight, bias=np.zeros(2, np.float32))
     net = network(Input(name="x", shape=(3, 5)), first, neurons("a", "c", 2, 300), Flatten(name="y", inputs=("a",)))
-    report = loihi.report(net, net.run(torch.full((1, 3, 5), 99.0), 4))
+    report = loihi.report(net, net.run(torch.full((1, 3, 5), 99), 4))
     assert report.input_macs == 48 - 4  # without the weight of zero, at 4 positions
     assert report.input_connections == 48
     assert report.ann_macs == 48
@@ -428,7 +428,7 @@ def test_every_constant_says_where_it_is_from():
 
 def test_saved_and_shown(tmp_path):
     net = network(*NETWORKS["skip over a layer"])
-    report = loihi.report(net, net.run(torch.full((2, 2, 5, 6), 200.0), 3))
+    report = loihi.report(net, net.run(torch.full((2, 2, 5, 6), 200), 3))
     report.save(tmp_path / "new" / "loihi.json")
     saved = json.loads((tmp_path / "new" / "loihi.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(report.to_dict()))

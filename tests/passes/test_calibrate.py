@@ -306,7 +306,7 @@ def test_bad_input(tmp_path):
         ({"kinds": []}, "kinds"),
         ({"kinds": "bias"}, "kinds"),
         ({"data": x[:3]}, "at least 4 images"),
-        ({"data": x[:, :, 1:]}, "expected at least one image"),
+        ({"data": x[:, :, 1:]}, r"data: expected images \[B, 1, 8, 8\], got \[8, 1, 7, 8\]"),
     ]
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):

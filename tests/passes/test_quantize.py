@@ -179,7 +179,7 @@ def test_more_bits_come_close_to_the_float_network(name):
 def test_images_of_eight_bits_are_found_again():
     """However they were normalised, and although zeros are padded that are no pixel of value 0."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (6, 3, 8, 8), generator=generator).float()
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), generator=generator).to(torch.uint8)
     pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0, 255
     mean, std = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.247, 0.243, 0.261])
     x = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
@@ -198,7 +198,7 @@ def test_images_of_eight_bits_are_found_again():
         assert whole.ann is not None
         assert whole.validate(pixels, 4, []).reference.top1_ann is not None
         expected = model(x).argmax(1).numpy()
-        got = activations(whole.ann, pixels)[2].argmax(1).numpy()
+        got = activations(whole.ann, pixels.float())[2].argmax(1).numpy()
         assert np.array_equal(got, expected)
 
 
@@ -394,18 +394,30 @@ def test_bad_arguments(arguments, message):
         network.quantize(**{"calibration": torch.rand(4, 6), **arguments})
 
 
-def test_it_is_quantized_once_and_takes_pixels_only():
+def test_it_is_quantized_once_and_takes_pixels_or_what_the_ann_takes():
+    """Integers are pixels. Floats become pixels by the grid, and are refused by name where it is not known."""
     _, network, images = example("mlp")
     with pytest.raises(InputError, match="in whole numbers already"):
         network.quantize(8, calibration=images)
-    for wrong in (images, network.pixels(images) + 300, network.pixels(images) - 300):
-        with pytest.raises(InputError, match=r"takes pixels, whole from 0 to 255.*network\.pixels"):
+    pixels = network.pixels(images)
+    assert pixels.dtype == torch.uint8
+    of_pixels = network.run(pixels, 2)
+    assert of_pixels.images == len(images)
+    expected = {layer: of_pixels.spikes(layer) for layer in network.layers}
+    for same in (images, images.double().numpy(), pixels.long(), pixels.numpy().astype(np.int16)):
+        assert_equal(network.run(same, 2), expected, of_pixels.readout)
+    for wrong in (pixels.int() + 300, pixels.int() - 300):
+        with pytest.raises(InputError, match=r"x: integers are pixels from 0 to 255, got int32 from -?\d+ to -?\d+"):
             network.run(wrong, 2)
-    assert network.run(network.pixels(images).to(torch.uint8), 2).images == len(images)
+    unknown = SpikingNetwork(from_nir(network.to_nir()))
+    assert unknown.grid is None
+    with pytest.raises(InputError, match=r"takes pixels, integers from 0 to 255; got float32.*network\.pixels\(x\)"):
+        unknown.run(images, 2)
+    assert_equal(unknown.run(pixels, 2), expected, of_pixels.readout)
     floats, _, _ = example("cnn")
-    with pytest.raises(InputError, match="only a network that quantize returned"):
+    with pytest.raises(InputError, match="pixels: this network takes the ANN's input itself; quantize gives one"):
         floats.pixels(networks.dyadic_images(2, (2, 9, 7)))
-    assert "whole numbers" in repr(network)
+    assert "8-bit integers" in repr(network)
 
 
 def test_potentials_beyond_float32_are_caught():
@@ -416,7 +428,7 @@ def test_potentials_beyond_float32_are_caught():
     x = torch.rand(10, 2)
     network = bridge.convert(model, x).quantize(16, calibration=x)
     with pytest.raises(InputError, match=r"'layer_1': at step \d+ a potential reaches \d+; beyond 2\^24"):
-        network.run(torch.full((1, 2), 255.0), 10_000)
+        network.run(torch.full((1, 2), 255), 10_000)
 
 
 def test_a_file_with_sums_beyond_float32_is_refused():
@@ -476,6 +488,6 @@ def test_levels_of_other_whole_networks_are_read_exactly():
     neuron = again["act"]
     assert isinstance(neuron, IntegrateFire)
     assert (neuron.level, neuron.threshold) == (3, 7)
-    spikes = SpikingNetwork(again).run(torch.tensor([[2.0], [3.0]]), 4).spikes("act")[..., 0].T.astype(int)
+    spikes = SpikingNetwork(again).run(torch.tensor([[2], [3]]), 4).spikes("act")[..., 0].T.astype(int)
     # u: 2; 4 fires, −3; −1; 1          3 fires, −4; −1; 2; 5 fires
     assert spikes.tolist() == [[0, 1, 0, 0], [1, 0, 0, 1]]

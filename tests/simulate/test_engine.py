@@ -127,7 +127,7 @@ def test_random_networks(name, seed, steps, images):
     assert_equal(result, spikes.keys(), spikes.values(), readout)
     made = Engine(graph)
     made.events = None
-    assert_equal(made.run(torch.from_numpy(x), steps, record=True), spikes.keys(), spikes.values(), readout)
+    assert_equal(made.run(torch.from_numpy(x).float(), steps, record=True), spikes.keys(), spikes.values(), readout)
 
 
 @st.composite
@@ -172,7 +172,7 @@ def convolutions(draw):
     inputs = LayerGraph(tuple(layers)).shapes["flat"][0]
     weight = number.integers(-9, 10, (3, inputs)).astype(np.float32)
     graph = LayerGraph((*layers, Linear(name="out", inputs=("flat",), weight=weight, bias=np.arange(3.0))))
-    return graph, number.integers(0, 256, (2, *graph.input.shape)).astype(np.float32)
+    return graph, number.integers(0, 256, (2, *graph.input.shape)).astype(np.uint8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,7 +199,7 @@ def test_where_spikes_are_followed(monkeypatch):
         return run(x, *arguments, **options)
 
     monkeypatch.setattr(by_events, "run", noted)
-    x = network.pixels(digits.test_images()[0])
+    x = network.pixels(digits.test_images()[0]).float()
     found.run(x[:1], 8)
     assert ran == [1]
     found.run(x, 8)
@@ -242,7 +242,7 @@ def test_residual_networks_take_the_fast_ways():
     """Convolutions in int8, and joins inside the neurons' loop: what speed rests on, and equality would not show."""
     if not kernels.has_int8():
         pytest.skip("this torch, or this processor, has no int8 operators")
-    pixels = torch.randint(0, 256, (8, 3, 32, 32)).float()
+    pixels = torch.randint(0, 256, (8, 3, 32, 32))
     network = bridge.convert(resnet20(levels=4).eval(), pixels / 255)
     whole = network.quantize(8, calibration=pixels / 255, normalisation=([0.0] * 3, [1.0] * 3))
     made = Engine(whole.graph)
@@ -280,7 +280,7 @@ def test_a_layer_that_nothing_reaches(way):
             Linear(name="out", inputs=("b",), weight=np.eye(2), bias=np.array([1.0, 2.0])),
         )
     )
-    x = np.zeros((9, 3), np.float32)
+    x = np.zeros((9, 3), np.uint8)
     x[4] = 255
     spikes, readout = whole_numbers.spikes_of(to_nir(graph), x, 11)
     assert not spikes["a"][:, :4].any()
@@ -358,7 +358,7 @@ def test_a_potential_beyond_the_exact_range(way):
             IntegrateFire(name="deep", inputs=("fc",), level=np.array([4.0]), threshold=np.array([8.0])),
         )
     )
-    x = np.full((1, 1), 255, np.float32)
+    x = np.full((1, 1), 255, np.uint8)
     assert not SpikingNetwork(graph).simulate(x, 1).spikes["deep"].any()
     for steps in (2, 9):
         with pytest.raises(InputError, match=r"'deep'.*beyond.*fewer steps"):
@@ -381,12 +381,17 @@ def test_bad_input():
     for arguments, message in refused:
         with pytest.raises(InputError, match=message):
             network.simulate(x, **{"steps": 3, **arguments})
-    with pytest.raises(InputError, match="pixels"):
-        network.simulate(x + 0.5, 3)
+    for wrong in (x.int() + 255, x.int() - 255):
+        with pytest.raises(InputError, match=r"x: integers are pixels from 0 to 255, got int32 from"):
+            network.simulate(wrong, 3)
+    with pytest.raises(InputError, match=r"x: this network is in integers and takes pixels, .* got float32"):
+        SpikingNetwork(network.graph).simulate(x + 0.5, 3)
     with pytest.raises(InputError, match="NaN"):
         network.simulate(x * torch.nan, 3)
-    with pytest.raises(InputError, match="expected at least one image"):
+    with pytest.raises(InputError, match=r"expected images \[B, 1, 8, 8\], got \[2, 1, 7, 8\]"):
         network.simulate(x[:, :, 1:], 3)
+    with pytest.raises(InputError, match="expected at least one image"):
+        network.simulate(x[:0], 3)
 
 
 def test_numpys_numbers_are_numbers():
@@ -424,11 +429,11 @@ def test_the_twin_refuses_what_lava_would(way):
     largest = max(float(np.abs(values).max()) for values in record.membranes.values())
     name = max(record.membranes, key=lambda layer: np.abs(record.membranes[layer]).max())
     at_bound = Engine(graph, limits=dict.fromkeys(graph.spiking, largest))
-    at_bound.run(torch.from_numpy(x), 8)
+    at_bound.run(torch.from_numpy(x).float(), 8)
     below = replace(native, engine=Engine(graph, limits=dict.fromkeys(graph.spiking, largest - 1)))
     with pytest.raises(InputError, match=name):
         twin.run(below, x, 8)
-    with pytest.raises(InputError, match="whole numbers"):
+    with pytest.raises(InputError, match="in integers and takes pixels, whole from 0 to 255"):
         twin.run(native, x + 0.5, 8)
     model = nn.Sequential(nn.Linear(3, 4), bridge.QCFS(4))
     with pytest.raises(bridge.GraphError, match="whole numbers"):

@@ -277,7 +277,7 @@ class Pair:
 
     staged: SpikingNetwork
     grouped: SpikingNetwork
-    pixels: NDArray[np.float32]
+    pixels: NDArray[np.uint8]
     expected: Expected
 
     @property
@@ -300,11 +300,11 @@ def pair(name: str, bits: int, scheme: str, steps: int | None) -> Pair:
     return Pair(staged, grouped, pixels, expected(staged.ann, pixels))
 
 
-def noise(count: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.random.default_rng(1).integers(0, 256, (count, *shape)).astype(np.float32)
+def noise(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
-def extreme(ann: LayerGraph, pixels: NDArray[np.float32], each: int = 3) -> NDArray[np.float32]:
+def extreme(ann: LayerGraph, pixels: NDArray[np.uint8], each: int = 3) -> NDArray[np.uint8]:
     """`pixels`, and those that drive some neurons that the image reaches without others as far up or down as it can."""
     shape = pixels.shape[1:]
     size = int(np.prod(shape))
@@ -324,7 +324,7 @@ def extreme(ann: LayerGraph, pixels: NDArray[np.float32], each: int = 3) -> NDAr
             for neuron in rng.sample(reached, min(each, len(reached))):
                 up = np.where(given[:, neuron] > 0, 255.0, 0.0).reshape(shape)
                 patterns += [up, 255.0 - up]
-    return np.concatenate([pixels, np.stack(patterns)]).astype(np.float32)
+    return np.concatenate([pixels, np.stack(patterns).astype(np.uint8)])
 
 
 def trains(count: Ints, window: tuple[int, int], steps: int) -> NDArray[np.bool_]:
@@ -375,7 +375,7 @@ def staged_file(p: Pair, path: Path, bits: int) -> None:
     p.staged.save(path)
     graph = read(path)
     values = run(graph, p.pixels, steps)
-    floats = nir_primitives.run(graph, torch.from_numpy(p.pixels), steps)
+    floats = nir_primitives.run(graph, torch.from_numpy(p.pixels).float(), steps)
     again = bridge.load(path)
     assert isinstance(again, SpikingNetwork)
     record = again.run(p.pixels, steps)
@@ -416,7 +416,7 @@ def grouped_file(p: Pair, path: Path) -> None:
     p.grouped.save(path)
     graph = read(path)
     values = run(graph, p.pixels, 2, lambda names: random.Random(3).sample(list(names), len(names)))
-    floats = nir_primitives.run(graph, torch.from_numpy(p.pixels), 2)
+    floats = nir_primitives.run(graph, torch.from_numpy(p.pixels).float(), 2)
     again = bridge.load(path)
     assert isinstance(again, SpikingNetwork)
     record = again.run(p.pixels, 2)
@@ -604,10 +604,10 @@ def test_up_to_the_bound_and_no_further(name, tmp_path):
     nir.write(path, to_nir(below))
     network = bridge.load(path)
     assert isinstance(network, SpikingNetwork)
-    pixels = np.array([[0, 0], [255, 255], [255, 0], [0, 255], [254, 1], [1, 254], [128, 255]], np.float32)
+    pixels = np.array([[0, 0], [255, 255], [255, 0], [0, 255], [254, 1], [1, 254], [128, 255]], np.uint8)
     steps = network.latency or 0
     values = run(read(path), pixels, steps)
-    floats = nir_primitives.run(read(path), torch.from_numpy(pixels), steps)
+    floats = nir_primitives.run(read(path), torch.from_numpy(pixels).float(), steps)
     record = network.run(pixels)
     fast = network.simulate(pixels, record=True)
     assert fast.record is not None
@@ -680,7 +680,7 @@ PATIENT = ("pooled", 4, "per_channel", None)
 
 
 @cache
-def patients() -> tuple[SpikingNetwork, SpikingNetwork, NDArray[np.float32], Expected]:
+def patients() -> tuple[SpikingNetwork, SpikingNetwork, NDArray[np.uint8], Expected]:
     """The staged and the grouped network that are spoilt, pixels in two batches, and what is expected of both."""
     p = pair(*PATIENT)
     pixels = np.concatenate([p.pixels, noise(70 - len(p.pixels), p.pixels.shape[1:])])
@@ -866,7 +866,7 @@ def test_is_caught_and_blamed_on_its_layer(kind, name):
     p = Patient(network)
     fault.harm(p)
     steps = right.latency + BEYOND if kind == "staged" else 1
-    values: dict[str, Any] = nir_primitives.run(p.graph, torch.from_numpy(pixels), steps)
+    values: dict[str, Any] = nir_primitives.run(p.graph, torch.from_numpy(pixels).float(), steps)
     counts = {layer: counted(p.graph, values, layer, kind == "staged") for layer in right.counts}
     wrong = [layer for layer, count in right.counts.items() if not np.array_equal(counts[layer], count)]
     output = values["output"].sum(axis=0) if kind == "staged" else values["output"][0]
@@ -915,11 +915,12 @@ def test_what_is_not_whole_is_refused_or_read_for_what_it_is(name):
     except GraphError:
         return
     steps = mutant.latency or 0
-    values = nir_primitives.run(p.graph, torch.from_numpy(pixels), steps)
-    spikes = mutant.run(pixels).spikes(layer)
+    values = nir_primitives.run(p.graph, torch.from_numpy(pixels).float(), steps)
+    given = pixels if mutant.graph.integer else pixels.astype(np.float32)
+    spikes = mutant.run(given).spikes(layer)
     fired = spikes.sum(axis=0) if kind == "staged" else spikes[0].sum(axis=1)
     np.testing.assert_array_equal(fired, counted(p.graph, values, layer, kind == "staged"))
-    equality = mutant.validate(pixels, backends=[]).equals_ann
+    equality = mutant.validate(given, backends=[]).equals_ann
     assert equality is not None
     assert not equality.equal
 

@@ -20,8 +20,9 @@ from bridge.graph import (
 )
 
 
-def images(count: int, shape: Shape, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.float32)
+def images(count: int, shape: Shape, seed: int) -> NDArray[np.uint8]:
+    """Random pixels."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
 class Weights:

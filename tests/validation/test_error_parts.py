@@ -127,7 +127,7 @@ def test_every_network_by_the_definitions(name, steps, integer, loop, monkeypatc
     network, x = roughened(name)
     if integer:
         network = network.quantize(6, x)
-        x = network.pixels(x).float()
+        x = network.pixels(x)
     agreement = network.validate(x, steps, [])
     assert agreement.simulator == ("engine" if integer else "reference")
     assert agreement.rate_error is not None
