@@ -348,7 +348,7 @@ class SpikingNetwork:
         """The pixels of `x` ``[B, *input]``, uint8: of floats, the ANN's input, those nearest to it.
 
         Integers are pixels already. Values beyond the pixels' range become 0 or 255, and a
-        `bridge.errors.RangeWarning` says so if they are many.
+        `bridge.RangeWarning` says so if they are many.
 
         Raises:
             InputError: the network is none in integers; or the images are floats, and it was read from a file that does
