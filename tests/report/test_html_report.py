@@ -274,3 +274,13 @@ def test_written_whole_or_not_at_all(agreeing, tmp_path):
         html.write(replace(agreeing, environment={"command": ["\ud800"]}), path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_decided_is_said(show):
+    """In integers the engine stands for the reference."""
+    model, shape = networks.cnn()
+    x = networks.dyadic_images(70, shape)
+    network = bridge.convert(model, x)
+    assert "The engine stands" not in show(network.validate(x[:3], STEPS, [])).inner_text("body")
+    page = show(network.quantize(8, x).validate(x, STEPS, []))
+    assert "The engine stands for the reference simulator here; on the first 64 images" in page.inner_text("body")
