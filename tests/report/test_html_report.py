@@ -278,9 +278,10 @@ def test_written_whole_or_not_at_all(agreeing, tmp_path):
 
 def test_who_decided_is_said(show):
     """In integers the engine stands for the reference."""
+    require("snntorch")
     model, shape = networks.cnn()
     x = networks.dyadic_images(70, shape)
     network = bridge.convert(model, x)
-    assert "The engine stands" not in show(network.validate(x[:3], STEPS, [])).inner_text("body")
-    page = show(network.quantize(8, x).validate(x, STEPS, []))
+    assert "The engine stands" not in show(network.validate(x[:3], STEPS, ["snntorch"])).inner_text("body")
+    page = show(network.quantize(8, x).validate(x, STEPS, ["snntorch"]))
     assert "The engine stands for the reference simulator here; on the first 64 images" in page.inner_text("body")
