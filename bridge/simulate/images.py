@@ -43,7 +43,6 @@ def checked(graph: LayerGraph, x: Given, what: str = "x", grid: PixelGrid | None
         return torch.from_numpy(finite(values.astype(np.float32, copy=False), what))
     if values.dtype.kind in "biu":
         return checked_pixels(values, graph.input.shape, what, grid)
-    finite(values, what)
     if grid is None:
         raise InputError(
             f"{what}: this network is in integers and takes pixels, integers from 0 to {LARGEST_PIXEL}; got "
@@ -51,7 +50,8 @@ def checked(graph: LayerGraph, x: Given, what: str = "x", grid: PixelGrid | None
             "pixels, give x.to(torch.uint8), or of an array x.astype('uint8'). If not, network.pixels(x) makes pixels "
             "of them, where network is what quantize returned, or was read from a file that its save wrote"
         )
-    return grid.encode(_in_range(torch.from_numpy(values), what, grid))
+    wide = torch.from_numpy(finite(values.astype(np.float64), what))
+    return grid.encode(_in_range(wide, what, grid))
 
 
 def no_pixels(what: str, dtype: np.dtype[Any]) -> InputError:

@@ -52,6 +52,9 @@ def forms(pixels, x, labels):
         "float32": x,
         "float64": x.double(),
         "float64 array": x.double().numpy(),
+        "an array in another order": np.ascontiguousarray(x.numpy()[::-1, :, ::-1])[::-1, :, ::-1],
+        "big-endian": x.numpy().astype(">f4"),
+        "integers in another order": np.ascontiguousarray(pixels.numpy()[::-1])[::-1],
         "DataLoader of floats": DataLoader(TensorDataset(x), batch_size=5),
         "a tensor with gradients": x.clone().requires_grad_(),
     }
