@@ -70,7 +70,7 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Networks:
-    """One network in its three forms, and images for it: `pixels`, uint8, and `images`, the same as the ANN takes them."""
+    """One network in its three forms; uint8 `pixels` for it, and `images`, the same as the ANN takes them."""
 
     model: nn.Module
     floating: SpikingNetwork

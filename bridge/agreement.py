@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-
 from bridge._util.typed import typed
 from bridge.errors import InputError
 from bridge.report import html, tables
@@ -22,8 +20,8 @@ class Agreement(Outcome):
     Example: docs/agreement.md.
     """
 
-    def table(self) -> Group:
-        """Tables for a terminal or a notebook: ``rich.print(agreement.table())``."""
+    def table(self) -> tables.Tables:
+        """Tables, as a notebook, ``rich.print`` and ``print`` show them."""
         return tables.table(self)
 
     def report(self, path: str | Path) -> None:

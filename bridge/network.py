@@ -47,7 +47,7 @@ from bridge.passes.plain import plain
 from bridge.passes.quantization.integer_network import check_arguments, integer_network
 from bridge.passes.stage import stage
 from bridge.passes.to_float32 import to_float32
-from bridge.passes.with_weights import with_weights
+from bridge.passes.with_weights import changed, with_weights
 from bridge.records import SpikeRecord
 from bridge.reduction import Reduction, reduce
 from bridge.simulate import reference
@@ -55,12 +55,14 @@ from bridge.simulate.cost import Cost, cost
 from bridge.simulate.counts import CountSimulator
 from bridge.simulate.engine.engine import MEMORY, Engine
 from bridge.simulate.engine.simulation import Simulation
-from bridge.simulate.images import Given, as_array, checked, checked_pixels, with_labels
+from bridge.simulate.images import Given, as_array, checked, checked_pixels, in_range, with_labels
 from bridge.validation import backend_runs
 from bridge.validation.lossy import loss_as_if
 
 SCHEDULES = ("plain", "staged", "grouped")
 """When neurons fire: `convert`."""
+NO_ANN = "the ANN of this network is not known: it is from a file, which holds spikes only, or its weights were trained"
+"""Why something that needs the ANN is refused."""
 RATE_STEPS = 16
 """T that `SpikingNetwork.quantize` takes firing rates over."""
 
@@ -99,7 +101,8 @@ class SpikingNetwork:
         said = []
         if self.graph.integer:
             said.append("integers" if about.weight_bits is None else f"{about.weight_bits}-bit integers")
-            said.append("pixels" if about.grid is None else f"pixels 0…{about.grid.largest}")
+            fitted = "" if about.grid is None or about.grid.exact else ", fitted to values between them"
+            said.append("pixels" if about.grid is None else f"pixels 0…{about.grid.largest}{fitted}")
         if self.latency is not None:
             staged = f"staged, {self.latency} step{'s' * (self.latency != 1)}"
             said.append(staged if self.graph.staged else "grouped, 1 step")
@@ -132,6 +135,8 @@ class SpikingNetwork:
 
     def _steps(self, steps: int | None) -> int:
         """`steps`, or the latency if they are left out. Raises `InputError` for none, or too few."""
+        if self.latency is None and steps is None:
+            raise InputError("steps: a plain network runs for as many time steps as you say, such as steps=8; got none")
         if self.latency is None:
             return time_steps(steps)
         if steps is not None and time_steps(steps) < self.latency:
@@ -192,6 +197,11 @@ class SpikingNetwork:
             InputError: a plain network needs a record or `steps`.
             ValidationError: the record is of another network.
         """
+        if record is not None and not isinstance(record, SpikeRecord):
+            raise InputError(
+                f"record: expected a SpikeRecord, as run returns, or simulate(..., record=True).record, got "
+                f"{type(record).__name__}"
+            )
         if steps is None and record is not None:
             steps = record.steps
         return cost(self.graph, self._steps(steps), record)
@@ -205,7 +215,7 @@ class SpikingNetwork:
             BridgeError: onnx is not installed.
         """
         if self.ann is None:
-            raise ConversionError("ann_to_onnx: this network was read from a NIR file, which holds spikes only, no ANN")
+            raise ConversionError(f"ann_to_onnx: {NO_ANN}")
         onnx_writer.write(self.ann, path)
 
     @neutral()
@@ -216,11 +226,23 @@ class SpikingNetwork:
         is not that of the new weights, so that what needs it is not there: ``ann`` is None.
 
         Raises:
-            InputError: this network is in whole numbers, staged or grouped; or the weights do not fit, or a neuron's
-                threshold was changed: the message lists every name.
+            InputError: this network is in integers, staged or grouped; or the weights do not fit, or a constant of a
+                neuron was changed, of which a state dict tells the threshold alone: the message lists every name.
         """
         if not isinstance(module, nn.Module | Mapping):
             raise InputError(f"with_weights: expected a torch.nn.Module or a state dict, got {type(module).__name__}")
+        if isinstance(module, nn.Module):
+            inner = getattr(module, "_orig_mod", module)  # of a compiled one
+            inner = inner.module if isinstance(inner, nn.DataParallel) else inner
+            before = getattr(inner, "meta", {}).get("constants")
+            if before is None:
+                raise InputError(
+                    "with_weights: expected the torch module that the backend of SpikingJelly, snnTorch, Norse or "
+                    f"Sinabs exported, got {type(module).__name__}; of weights that came another way, give a state "
+                    "dict with this network's names"
+                )
+            if moved := changed(inner, before):
+                raise InputError("with_weights: the neurons are others:\n" + "\n".join(f"  {one}" for one in moved))
         state = module.state_dict() if isinstance(module, nn.Module) else module
         return SpikingNetwork(with_weights(self.graph, state))
 
@@ -275,7 +297,7 @@ class SpikingNetwork:
         if self.graph.integer:
             raise InputError(f"{what}: this network is in whole numbers; give the one it was made from, then quantize")
         if self.ann is None:
-            raise ConversionError(f"{what}: this network was read from a NIR file, which holds spikes only, no ANN")
+            raise ConversionError(f"{what}: {NO_ANN}")
         return self.ann
 
     @neutral()
@@ -322,7 +344,7 @@ class SpikingNetwork:
             return SpikingNetwork(*found[:2], replace(made, grid=found[2]))
         if self.ann is None:
             raise ConversionError(
-                "quantize: this staged or grouped network was read from a NIR file, which holds no ANN; quantize the "
+                "quantize: the ANN of this staged or grouped network is not known, as of one from a file; quantize the "
                 "one that convert returns, and save that"
             )
         ann, _, grid = integer_network(_counted(self.ann), None, x, weight_bits, scheme, normalisation, steps)
@@ -332,8 +354,13 @@ class SpikingNetwork:
     def _calibration(self, images: Given, normalisation: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
         """The ANN's input, from which `quantize` fits: floats, or pixels of which the normalisation is known."""
         values = as_array(images, "calibration")
+        if normalisation is not None and not (isinstance(normalisation, tuple | list) and len(normalisation) == 2):
+            raise InputError(f"normalisation: expected a mean and a std, each one per channel, got {normalisation!r}")
         if values.dtype.kind not in "biu":
-            return self._images(values, "calibration")
+            x = self._images(values, "calibration")
+            if normalisation is not None:
+                in_range(x, "calibration", normalised(*normalisation, x.shape[1], vectors=x.dim() == 2))
+            return x
         if normalisation is None:
             raise InputError(
                 f"calibration: integers are pixels, got {values.dtype}; give their normalisation=(mean, std) too, or "
@@ -545,7 +572,17 @@ def convert(
             ann = onnx_capture.capture(Path(model), maximum=schedule != "plain")
         else:
             came = repr(model) if isinstance(model, str | os.PathLike) else type(model).__name__
-            raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}")
+            hints = {
+                ".nir": "; bridge.load reads a .nir file",
+                ".pt": "; torch.load reads it",
+                ".pth": "; torch.load reads it",
+            }
+            hint = hints.get(Path(model).suffix.lower(), "") if isinstance(model, str | os.PathLike) else ""
+            if isinstance(model, SpikingNetwork):
+                hint = ", which is converted already"
+            elif isinstance(model, Mapping):
+                hint = "; of a state dict, give the model that load_state_dict has filled"
+            raise ConversionError(f"convert: expected a torch.nn.Module or the path of an .onnx file, got {came}{hint}")
         ann = to_float32(ann)  # before folding, so that an ANN written by ann_to_onnx converts to the same network
         if schedule != "plain":
             ann = lift_pools(with_levels(ann, steps))

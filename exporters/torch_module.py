@@ -40,6 +40,7 @@ from bridge.graph import (
     aligned,
 )
 from bridge.graph.ranges import EXACT, beyond_exact, largest_drives
+from bridge.passes.with_weights import constants
 from bridge.records import Recorder, SpikeRecord
 from bridge.simulate.ops import tensor
 
@@ -206,6 +207,7 @@ def build(
     module = fx.GraphModule(modules, calls, name)
     module.meta["input_shape"], module.meta["integer"] = graph.input.shape, graph.integer
     module.meta["staged"] = graph.staged
+    module.meta["constants"] = constants(module)
     module.meta["drives"] = largest_drives(graph)
     return module
 

@@ -41,6 +41,8 @@ def get(name: str) -> Backend:
 def usable(backend: str | Backend) -> Backend:
     """The backend of that name, or the one given. Raises `BackendError`, saying what to install, if it is missing."""
     backend = get(backend) if isinstance(backend, str) else backend
+    if not hasattr(backend, "available"):
+        raise BackendError(f"expected one backend, or its name, such as 'snntorch', got {type(backend).__name__}")
     availability = backend.available()
     if not availability.usable:
         raise BackendError(

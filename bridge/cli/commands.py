@@ -113,6 +113,8 @@ def convert(
         network = _network(source, example, schedule, steps)
         if example is None and (weight_bits is not None or calibrate is not None):
             raise InputError("--weight-bits and --calibrate need calibration images: give them with --images")
+        if weight_bits is None and calibrate is None and (mean is not None or std is not None):
+            raise InputError("--mean and --std say what pixels stand for, for --weight-bits and --calibrate")
         pixels_are = _normalisation(mean, std, network.graph.input.shape[0])
         if example is not None and (calibrate is not None or weight_bits is not None):
             example = ann_input(example, pixels_are)

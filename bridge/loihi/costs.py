@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bridge._util.files import replacing
 from bridge._util.neutral import neutral
 from bridge._util.shown import Shown
-from bridge.errors import ConversionError, ValidationError
+from bridge.errors import ConversionError, InputError, ValidationError
 from bridge.graph import Affine, AtLeast, GroupFire, LayerGraph, MaxPool, Scale
 from bridge.graph.loihi_registers import LARGEST_WEIGHT, SMALLEST_WEIGHT, WEIGHT_BITS
 from bridge.loihi.chips import ACTIVE_UPDATE, CHIPS, ENERGY_NOTE, INACTIVE_UPDATE, SPREAD, SYNAPTIC_OPERATION
@@ -207,10 +207,13 @@ def report(
     many as are wanted. Example: docs/loihi_report.md.
 
     Raises:
+        InputError: the record is none, or `spikes` is not as above.
         ConversionError: the network is not in whole numbers, or spikes are to be graded and it has no groups.
         ValidationError: the record is of another network, or empty.
     """
     graph = network.graph
+    if spikes not in ("binary", "graded"):
+        raise InputError(f'spikes: expected "binary" or "graded", got {spikes!r}')
     if not graph.integer:
         raise ConversionError(
             "loihi.report: Loihi computes in whole numbers and this network does not; make it so first: "
@@ -300,6 +303,11 @@ def _of_groups(graph: LayerGraph, found: dict[str, Connections]) -> dict[str, Co
 
 
 def _check(graph: LayerGraph, record: SpikeRecord) -> None:
+    if not isinstance(record, SpikeRecord):
+        raise InputError(
+            f"record: expected a SpikeRecord, as network.run returns, or simulate(..., record=True).record, got "
+            f"{type(record).__name__}"
+        )
     own = {name: graph.shapes[name] for name in graph.spiking}
     if dict(record.shapes) != own:
         raise ValidationError(f"the record is of another network: its layers are {dict(record.shapes)}, here {own}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridge.errors import InputError
 from bridge.graph import Affine, Array, IntegrateFire, Layer, LayerGraph, Scale
@@ -17,6 +17,34 @@ PREFIXES = ("module.", "_orig_mod.")
 """What torch puts before every name of a model that was compiled, or runs on several devices."""
 THRESHOLDS = ("v_threshold", "threshold", "v_th", "theta", "spike_threshold")
 """What frameworks call a neuron's threshold."""
+
+
+CONSTANTS = (
+    "beta", "below", "graded_spikes_factor", "min_v_mem", "reset_mechanism_val", "spike_threshold", "threshold",
+    "v_offset", "v_reset", "v_th", "v_threshold",
+)  # fmt: skip
+"""What frameworks' neurons call their constants, on which the spiking network depends and which training must leave."""
+
+
+def constants(module: nn.Module) -> dict[str, Array]:
+    """The constants of a framework's model, by the names of its parts: `exporters` keep those of a new one."""
+    found = {}
+    for name, part in module.named_modules():
+        for constant in CONSTANTS:
+            value = getattr(part, constant, None)
+            if isinstance(value, Tensor | int | float) and not isinstance(value, bool):
+                found[f"{name}.{constant}"] = _array(value)
+    return found
+
+
+def changed(module: nn.Module, before: Mapping[str, Array]) -> list[str]:
+    """Which constants of `module` are no longer those that it was made with."""
+    now = constants(module)
+    return [
+        f"{name}: this constant of the exact neuron was {old.ravel()[:3]}, and is {now[name].ravel()[:3]}; set it back"
+        for name, old in before.items()
+        if name in now and not np.array_equal(now[name], old)
+    ]
 
 
 def with_weights(graph: LayerGraph, state: Mapping[str, Any]) -> LayerGraph:
@@ -97,7 +125,7 @@ def _changed_thresholds(layer: IntegrateFire, values: Mapping[str, Any]) -> list
     right = np.concatenate([layer.threshold.astype(np.float32), level, np.nextafter(level, np.float32(-np.inf))])
     return [
         f"{name}: the threshold of this neuron is {layer.threshold.max():g}, got {_array(values[name]).ravel()[:3]}; "
-        "train weights alone, or multiply the layer's weights and bias by the inverse"
+        "train weights alone, or multiply the layer's weights and bias by the inverse and set the threshold back"
         for name in names
         if not np.isin(_array(values[name]), right).all()
     ]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 
 from bridge.report.outcome import COSTS, BackendAgreement, EqualsANN, Outcome
@@ -14,9 +15,21 @@ from bridge.report.outcome import COSTS, BackendAgreement, EqualsANN, Outcome
 COLUMNS = 8
 """How many time steps a table shows; with more steps, evenly spaced ones, the first and the last among them."""
 LISTED = 20
+WIDTH = 120
+"""Letters of a line, in plain text."""
 
 
-def table(agreement: Outcome) -> Group:
+class Tables(Group, JupyterMixin):
+    """Tables below each other, in a terminal (``rich.print``, or ``print`` in plain text) and in a notebook."""
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+def table(agreement: Outcome) -> Tables:
     """What `rich.print` shows of `agreement`: the verdicts, then top-1 and rates by time step, then any divergence.
 
     Example: docs/agreement.md.
@@ -28,7 +41,7 @@ def table(agreement: Outcome) -> Group:
         parts.append(costs(agreement.costs))
     if any(backend.divergences for backend in agreement.backends.values()):
         parts.append(_divergences(agreement))
-    return Group(*parts)
+    return Tables(*parts)
 
 
 def _verdicts(agreement: Outcome) -> Table:

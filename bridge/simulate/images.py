@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,9 @@ BATCH = 64
 """Images simulated together. Float results can depend on it in the last bit, so every backend gets the same batches."""
 OUTSIDE = 0.01
 """Share of values outside the range that a network in integers was made for, beyond which a warning says so."""
+
+OURS = ("bridge", "contextlib", "exporters")
+"""Whose frames lie between a user's call and a warning."""
 
 Given = Tensor | NDArray[Any] | Iterable[Any]
 """Images ``[B, *input]``: a tensor, an array, or batches of them, such as a DataLoader."""
@@ -51,7 +55,7 @@ def checked(graph: LayerGraph, x: Given, what: str = "x", grid: PixelGrid | None
             "of them, where network is what quantize returned, or was read from a file that its save wrote"
         )
     wide = torch.from_numpy(finite(values.astype(np.float64), what))
-    return grid.encode(_in_range(wide, what, grid))
+    return grid.encode(in_range(wide, what, grid))
 
 
 def no_pixels(what: str, dtype: np.dtype[Any]) -> InputError:
@@ -59,7 +63,7 @@ def no_pixels(what: str, dtype: np.dtype[Any]) -> InputError:
     return InputError(
         f"{what}: integers are pixels, and this network takes the ANN's input, floats as it was trained on; got "
         f"{dtype}. Do with them what was done in training, such as (x / 255 - mean) / std; quantize gives a network "
-        "that takes pixels"
+        "that takes pixels. On the command line, give a .npy file of floats"
     )
 
 
@@ -78,7 +82,11 @@ def as_array(x: Given, what: str) -> NDArray[Any]:
     found = [as_array(_first(batch, what), what) for batch in x]
     shapes = {batch.shape[1:] for batch in found}
     if len(shapes) > 1:
-        raise InputError(f"{what}: expected batches [B, ...] of one shape, got images of {sorted(map(list, shapes))}")
+        hint = ""
+        if len(found) == 2 and found[1].ndim == 1 and isinstance(x, tuple | list):
+            hint = "; of one batch (images, labels), give the images"
+        listed = ", ".join(str(list(batch.shape)) for batch in found[:4])
+        raise InputError(f"{what}: expected batches [B, ...] of images of one shape, got {listed}{hint}")
     return np.concatenate(found) if found else np.zeros(0)
 
 
@@ -91,6 +99,12 @@ def with_labels(x: Given, labels: Any, what: str = "x") -> tuple[Given, Any]:
         found = [np.asarray(as_array(one[1], f"{what}: labels")) for one in batches]
         if all(one.ndim == 1 and one.dtype.kind in "iu" for one in found):
             labels = np.concatenate(found)
+        else:
+            warnings.warn(
+                f"{what}: its batches hold {found[0].dtype} {list(found[0].shape)} beside the images, and no classes "
+                "[B]; no accuracy is told. Give the classes as labels=",
+                stacklevel=_callers_level(),
+            )
     return as_array(batches, what), labels
 
 
@@ -129,6 +143,8 @@ def expected_shape(values: NDArray[Any], shape: Shape, what: str) -> NDArray[Any
         hint = ": one image without its batch; give x[None]"
     elif len(shape) == 3 and values.ndim == 4 and (values.shape[3], *values.shape[1:3]) == shape:
         hint = ": the channels come last; give x.permute(0, 3, 1, 2), or of an array x.transpose(0, 3, 1, 2)"
+    elif shape[0] == 1 and values.ndim == len(shape) and values.shape[1:] == shape[1:]:
+        hint = ": images without their channel; give x[:, None]"
     elif values.shape[2:] == shape:
         hint = ": images over time; each is held constant here, so give them once, [B, ...]"
     raise InputError(f"{what}: expected images {expected}, got {list(values.shape)}{hint}")
@@ -160,7 +176,7 @@ def pixels(values: NDArray[Any], what: str) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _in_range(x: Tensor, what: str, grid: PixelGrid) -> Tensor:
+def in_range(x: Tensor, what: str, grid: PixelGrid) -> Tensor:
     """`x`, the ANN's input; a warning if much of it lies where there are no pixels."""
     low, high = grid.range()
     _warn(grid.outside(x), what, f"outside {low:.4g}…{high:.4g}, the ANN's input that this network was made for")
@@ -172,8 +188,16 @@ def _warn(share: float, what: str, where: str) -> None:
         warnings.warn(
             f"{what}: {share:.0%} of the values lie {where}. Integers are taken for pixels, floats for the ANN's input",
             RangeWarning,
-            stacklevel=2,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """How far up the caller of this package is, for a warning that is to point there."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in OURS:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def parts_of(x: Tensor, size: int, threads: int) -> list[Tensor]:

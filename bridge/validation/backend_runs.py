@@ -18,6 +18,7 @@ from torch import Tensor
 from bridge._util.checks import positive, time_steps, true_classes
 from bridge._util.neutral import neutral
 from bridge._util.progress import Advance, bar
+from bridge._util.shown import brief
 from bridge.agreement import Agreement
 from bridge.backends import registry
 from bridge.backends.protocol import Backend
@@ -63,6 +64,10 @@ def validate(
     `x` are images as `bridge.simulate.images.checked` returns them.
     """
     steps = time_steps(steps)
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise InputError(
+            f"executor: expected one, such as concurrent.futures.ThreadPoolExecutor(2), got {brief(executor)}"
+        )
     truth = true_classes(labels, len(x), math.prod(graph.shapes[graph.output.name]))
     if images is not None and not isinstance(images, Mapping):
         raise InputError(f"images: expected a number of images by backend, such as {{'lava': 60}}, got {images!r}")
@@ -133,7 +138,7 @@ def _listed(chosen: object) -> list[Any]:
     for one in (found := list(several)):
         if not isinstance(one, str) and not all(hasattr(one, part) for part in ("name", "available", "export", "run")):
             raise InputError(
-                f"backends: expected a name, or an object with name, available, export and run, got {one!r}"
+                f"backends: expected a name, or an object with name, available, export and run, got {brief(one)}"
             )
     return found
 

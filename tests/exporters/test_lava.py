@@ -102,8 +102,8 @@ def test_refuses_what_it_cannot_run_exactly(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("x", "steps", "message"),
     [
-        (np.zeros((2, 5)), 1, r"expected images \[B, 6\], got \(2, 5\)"),
-        (np.zeros((0, 6)), 1, "expected images"),
+        (np.zeros((2, 5)), 1, r"expected images \[B, 6\], got \[2, 5\]"),
+        (np.zeros((0, 6)), 1, r"expected at least one image, \[B, 6\], got \[0, 6\]"),
         (np.full((1, 6), np.nan), 1, "NaN"),
         (np.zeros((1, 6)), 0, "steps: .* at least 1"),
     ],

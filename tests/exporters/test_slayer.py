@@ -110,14 +110,14 @@ def test_the_module_is_slayers_and_takes_time_as_its_last_axis(slayer):
     assert isinstance(module.a1, neuron.alif.Neuron)
     assert isinstance(module.readout, synapse.Dense)
     x = images(2, graph.input.shape, 3)
-    readout = module(torch.from_numpy(x)[..., None].expand(*x.shape, 6))
+    readout = module(torch.from_numpy(x).float()[..., None].expand(*x.shape, 6))
     np.testing.assert_array_equal(readout.detach().permute(2, 0, 1), spikes_of(to_nir(graph), x, 6)[1])
 
 
 def test_gradients_reach_every_weight(slayer):
     graph = cnn(seed=4)
     module = slayer.export(to_nir(graph))
-    x = torch.from_numpy(images(2, graph.input.shape, 4))
+    x = torch.from_numpy(images(2, graph.input.shape, 4)).float()
     module(x[..., None].expand(*x.shape, 4)).square().sum().backward()
     for name in ("c1", "c2", "hidden", "readout"):
         assert module.get_submodule(name).weight.grad.abs().sum() > 0

@@ -103,7 +103,7 @@ WHOLE = {"maps": maps, "signal": signal}
 
 
 @cache
-def expected(name: str) -> tuple[NDArray[np.float32], dict[str, Any], Any]:
+def expected(name: str) -> tuple[NDArray[Any], dict[str, Any], Any]:
     """Images for a network, and what an independent interpreter of NIR finds for them: spikes and readouts."""
     graph = WHOLE[name]()
     x = images(IMAGES, graph.input.shape, 2)
@@ -116,7 +116,7 @@ def expected(name: str) -> tuple[NDArray[np.float32], dict[str, Any], Any]:
 def test_the_reference(name):
     x, spikes, readout = expected(name)
     assert WHOLE[name]().integer
-    assert_equal(simulate(WHOLE[name](), torch.from_numpy(x), STEPS), spikes, readout)
+    assert_equal(simulate(WHOLE[name](), torch.from_numpy(x).float(), STEPS), spikes, readout)
 
 
 @pytest.mark.parametrize("way", ["int8", "float32", "by torch"])
@@ -131,7 +131,7 @@ def test_the_engine(name, way, monkeypatch):
     made = Engine(WHOLE[name]())
     assert made.events is None
     assert [stage.skip for stage in made.stages if stage.skip] == (["a1"] if name == "maps" else [])
-    record = made.run(torch.from_numpy(x), STEPS, record=True).record
+    record = made.run(torch.from_numpy(x).float(), STEPS, record=True).record
     assert record is not None
     assert_equal(record, spikes, readout)
 
@@ -185,7 +185,7 @@ def test_through_a_file(name, tmp_path):
     for layer in scales:
         np.testing.assert_array_equal(of_kind(again, layer.name, Scale).scale, layer.scale)
     x, spikes, readout = expected(name)
-    assert_equal(simulate(again, torch.from_numpy(x), STEPS), spikes, readout)
+    assert_equal(simulate(again, torch.from_numpy(x).float(), STEPS), spikes, readout)
 
 
 def test_one_factor_per_channel_is_read_as_such():

@@ -125,3 +125,33 @@ def test_convert_says_how_it_goes_back(framework):
 def staged(subject, x):
     model, _ = networks.ALL["mlp"]()
     return bridge.convert(model, x, schedule="staged")
+
+
+@pytest.mark.parametrize(
+    ("framework", "change"),
+    [
+        ("snntorch", lambda neuron: neuron.beta.fill_(0.5)),
+        ("snntorch", lambda neuron: neuron.below.mul_(0.2)),
+        ("spikingjelly", lambda neuron: setattr(neuron, "v_threshold", 0.5)),
+        ("spikingjelly", lambda neuron: neuron.v_offset.zero_()),
+    ],
+)
+def test_a_neuron_that_was_changed_is_another(framework, change):
+    """Its weights would come back as those of the exact neuron, which it is no more."""
+    before, _ = network("cnn")
+    native = require(framework).export(before.to_nir())
+    before.with_weights(native)
+    with torch.no_grad():
+        change(getattr(native, before.layers[0]))
+    with pytest.raises(InputError, match=r"\w+: this constant of the exact neuron was .*; set it back"):
+        before.with_weights(native)
+
+
+def test_a_module_of_another_kind():
+    """Rockpool keeps linear weights the other way round."""
+    before = bridge.convert(nn.Sequential(nn.Linear(4, 4), bridge.QCFS(4), nn.Linear(4, 4)))
+    for module in (require("rockpool").export(before.to_nir()), nn.Linear(4, 4)):
+        with pytest.raises(InputError, match=r"expected the torch module that the backend of .* got (Rockpool|Linear)"):
+            before.with_weights(module)
+    wrapped = nn.DataParallel(require("snntorch").export(before.to_nir()))
+    assert before.with_weights(wrapped).ann is None

@@ -434,7 +434,7 @@ def test_the_twin_refuses_what_lava_would(way):
     with pytest.raises(InputError, match=name):
         twin.run(below, x, 8)
     with pytest.raises(InputError, match="in integers and takes pixels, whole from 0 to 255"):
-        twin.run(native, x + 0.5, 8)
+        twin.run(native, x + np.float32(0.5), 8)
     model = nn.Sequential(nn.Linear(3, 4), bridge.QCFS(4))
     with pytest.raises(bridge.GraphError, match="whole numbers"):
         twin.export(bridge.convert(model, torch.rand(2, 3)).to_nir())

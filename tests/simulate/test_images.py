@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import nir
@@ -290,6 +291,52 @@ def test_bad_images(given, message):
         networks()[0].run(given, STEPS)
 
 
+def test_a_warning_points_at_the_caller():
+    network, x, _ = of_few_shades()
+    whole = network.quantize(8, x)
+    with pytest.warns(RangeWarning) as found:
+        whole.run(np.full((1, 1, 8, 8), 255), STEPS)
+    assert found[0].filename == __file__
+
+
+def test_a_normalisation_that_is_not_that_of_the_images_is_told():
+    """Such as one in units of pixels."""
+    network, _, pixels, x, _ = networks()
+    with pytest.warns(RangeWarning, match="calibration: .* of the values lie outside"):
+        network.quantize(8, x, normalisation=([102.0, 127.0], [64.0, 51.0]))
+    with pytest.raises(InputError, match="normalisation: expected a mean and a std"):
+        network.quantize(8, pixels, normalisation=[0.5] * 3)
+    with pytest.raises(InputError, match=r"weight_bits: .* got float32 \[12, 2, 6, 6\]; images are given as"):
+        network.quantize(x)
+
+
+def test_what_stands_beside_images_and_is_no_class_is_told():
+    _, whole, pixels, _, labels = networks()
+    loader = DataLoader(TensorDataset(pixels, nn.functional.one_hot(labels)), batch_size=12)
+    with pytest.warns(UserWarning, match=r"int64 \[12, 3\] beside the images, and no classes \[B\]"):
+        assert whole.validate(loader, STEPS, []).reference.accuracy is None
+    with pytest.raises(InputError, match=r"of one batch \(images, labels\), give the images"):
+        whole.run((pixels, labels), STEPS)
+
+
+def test_what_is_no_record_no_graph_and_no_backend():
+    network, whole, pixels, *_ = networks()
+    fast = whole.simulate(pixels, STEPS)
+    for use in (whole.loihi, whole.cost):
+        with pytest.raises(InputError, match=r"record: expected a SpikeRecord.*record=True.* got Simulation"):
+            use(fast)
+    with pytest.raises(InputError, match='spikes: expected "binary" or "graded", got \'grade\''):
+        whole.loihi(spikes="grade")
+    with pytest.raises(GraphError, match=r"expected a NIR graph, such as network\.to_nir\(\) .* got SpikingNetwork"):
+        require("snntorch").export(network)
+    with pytest.raises(bridge.BackendError, match=r"expected one backend, or its name.* got list"):
+        whole.reduce(pixels, STEPS, ["snntorch"])
+    with pytest.raises(InputError, match=r"executor: expected one, such as .*ThreadPoolExecutor\(2\)"):
+        whole.validate(pixels, STEPS, [], executor=ThreadPoolExecutor)
+    with pytest.raises(InputError, match=r"a plain network runs for as many time steps as you say, such as steps=8"):
+        network.run(networks()[3])
+
+
 def test_verbs_of_the_objects(tmp_path):
     """They are the functions of that name."""
     _, whole, pixels, _, _ = networks()
@@ -299,6 +346,8 @@ def test_verbs_of_the_objects(tmp_path):
     assert (tmp_path / "report.html").read_text() == (tmp_path / "same.html").read_text()
     shown = [replace_ids(one.renderables) for one in (agreement.table(), bridge.report.table(agreement))]
     assert shown[0] == shown[1]
+    assert "lava-twin" in str(agreement.table())
+    assert "lava-twin" in agreement.table()._repr_mimebundle_([], [])["text/html"]
     record = whole.run(pixels, STEPS)
     assert repr(whole.loihi(record)) == repr(bridge.loihi.report(whole, record))
     with pytest.raises(InputError, match="lava-twin and the reference agree"):

@@ -291,10 +291,10 @@ def pair(name: str, bits: int, scheme: str, steps: int | None) -> Pair:
     model, shape = MODELS[name]()
     x = networks.dyadic_images(12, shape)
     made = []
-    normalisation = [8 / 255] * shape[0], [8 / 255] * shape[0]  # x = p / 8 − 1: p are 0…16 of these, and up to 255 below
+    numbers = [8 / 255] * shape[0]  # x = p / 8 − 1, where p is 0…16 in these images and up to 255 in others
     for schedule in ("staged", "grouped"):
         network = bridge.convert(model.eval(), x, schedule=schedule, steps=steps)
-        made.append(network.quantize(bits, x, scheme, normalisation=normalisation))
+        made.append(network.quantize(bits, x, scheme, normalisation=(numbers, numbers)))
     staged, grouped = made
     assert staged.ann is not None
     pixels = extreme(staged.ann, np.concatenate([staged.pixels(x[:5]).numpy(), noise(5, shape)]))

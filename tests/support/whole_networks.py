@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +22,8 @@ from bridge.graph import (
 )
 
 
-def images(count: int, shape: Shape, seed: int) -> NDArray[np.uint8]:
-    """Random pixels."""
+def images(count: int, shape: Shape, seed: int) -> NDArray[Any]:
+    """Random pixels, uint8."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from bridge._util.progress import progress
+from bridge._util.shown import brief
 from bridge.errors import ConversionError, InputError
 from bridge.graph import LayerGraph
 from bridge.graph.loihi_registers import WEIGHT_BITS
@@ -21,7 +22,8 @@ from bridge.simulate.images import BATCH
 def check_arguments(weight_bits: int, scheme: str) -> None:
     """Raise `InputError` unless `integer_network` takes these two."""
     if isinstance(weight_bits, bool) or not isinstance(weight_bits, int | np.integer) or not 4 <= weight_bits <= 16:
-        raise InputError(f"weight_bits: expected a whole number from 4 to 16, got {weight_bits!r}")
+        hint = "; images are given as calibration=" if hasattr(weight_bits, "shape") else ""
+        raise InputError(f"weight_bits: expected a whole number from 4 to 16, got {brief(weight_bits)}{hint}")
     if scheme not in ("per_channel", "per_layer"):
         raise InputError(f'scheme: expected "per_channel" or "per_layer", got {scheme!r}')
 
