@@ -132,7 +132,7 @@ def staged(subject, x):
     [
         ("snntorch", lambda neuron: neuron.beta.fill_(0.5)),
         ("snntorch", lambda neuron: neuron.below.mul_(0.2)),
-        ("spikingjelly", lambda neuron: setattr(neuron, "v_threshold", 0.5)),
+        ("spikingjelly", lambda neuron: neuron.v_threshold.fill_(0.5)),
         ("spikingjelly", lambda neuron: neuron.v_offset.zero_()),
     ],
 )
