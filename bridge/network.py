@@ -61,7 +61,7 @@ from bridge.validation.lossy import loss_as_if
 
 SCHEDULES = ("plain", "staged", "grouped")
 """When neurons fire: `convert`."""
-NO_ANN = "the ANN of this network is not known: it is from a file, which holds spikes only, or its weights were trained"
+NO_ANN = "this network has no ANN: it is from a file, which holds spikes only, or its weights were trained"
 """Why something that needs the ANN is refused."""
 RATE_STEPS = 16
 """T that `SpikingNetwork.quantize` takes firing rates over."""
@@ -344,7 +344,7 @@ class SpikingNetwork:
             return SpikingNetwork(*found[:2], replace(made, grid=found[2]))
         if self.ann is None:
             raise ConversionError(
-                "quantize: the ANN of this staged or grouped network is not known, as of one from a file; quantize the "
+                "quantize: this staged or grouped network has no ANN, as one read from a NIR file; quantize the "
                 "one that convert returns, and save that"
             )
         ann, _, grid = integer_network(_counted(self.ann), None, x, weight_bits, scheme, normalisation, steps)

@@ -176,11 +176,6 @@ def from_nir(graph: nir.NIRGraph) -> LayerGraph:
         GraphError: a node is unknown or out of place, an edge leads nowhere, shapes do not fit, a cycle is not a
             neuron, or a network in whole numbers can reach sums beyond 2^24. The message names the node.
     """
-    if not isinstance(graph, nir.NIRGraph):
-        raise GraphError(
-            f"expected a NIR graph, such as network.to_nir() returns, or bridge.nir_graph.read(path), got "
-            f"{type(graph).__name__}"
-        )
     wiring = Wiring(graph)
     integer = _in_integers(graph)
     groups = grouped.Found(wiring.nodes, wiring.before, wiring.after, layer_of, whole=integer)

@@ -14,6 +14,8 @@ class Wiring:
     """The nodes of a graph that has one Input and one Output, and by node those before and behind it."""
 
     def __init__(self, graph: nir.NIRGraph) -> None:
+        if not isinstance(graph, nir.NIRGraph):
+            raise GraphError(f"expected a NIR graph, such as network.to_nir() returns, got {type(graph).__name__}")
         self.nodes: dict[str, nir.NIRNode] = graph.nodes
         self.before: dict[str, list[str]] = defaultdict(list)
         self.after: dict[str, list[str]] = defaultdict(list)
