@@ -1,4 +1,7 @@
-"""The fast engine: the very spikes of the independent oracles, whatever arithmetic, block, batch or thread it chose."""
+"""The fast engine: the very spikes of the independent oracles, whatever arithmetic, block, batch or thread it chose.
+
+One file, though long: every way of computing is held against the same oracles and networks.
+"""
 
 from __future__ import annotations
 
