@@ -84,7 +84,9 @@ def convert(
     weight_bits: Annotated[
         int | None, typer.Option(help="Also quantize: whole numbers with weights of so many bits. Needs --images.")
     ] = None,
-    scheme: Annotated[str, typer.Option(help="Thresholds per_channel or per_layer, if quantized.")] = "per_channel",
+    scheme: Annotated[
+        str | None, typer.Option(help="Thresholds per_channel (if not given) or per_layer, with --weight-bits.")
+    ] = None,
     calibrate: Annotated[
         int | None, typer.Option(help="Also fit the network to so many time steps. Needs --images.", min=1)
     ] = None,
@@ -109,6 +111,10 @@ def convert(
         from bridge.errors import InputError
         from bridge.network import RATE_STEPS
 
+        if out.suffix.lower() == ".onnx":
+            raise InputError(f"{out}: convert writes NIR, as a .nir file; in Python, network.ann_to_onnx writes ONNX")
+        if scheme is not None and weight_bits is None:
+            raise InputError(f"--scheme {scheme} is for --weight-bits, which is not given")
         example = None if images is None else _images(images)
         network = _network(source, example, schedule, steps)
         if example is None and (weight_bits is not None or calibrate is not None):
@@ -122,7 +128,7 @@ def convert(
             network = network.calibrate(example, calibrate)
         if example is not None and weight_bits is not None:
             network = network.quantize(
-                weight_bits, example, scheme, normalisation=pixels_are, steps=calibrate or RATE_STEPS
+                weight_bits, example, scheme or "per_channel", normalisation=pixels_are, steps=calibrate or RATE_STEPS
             )
         network.save(out)
     Console(stderr=True).print(f"{network}: wrote {out}", markup=False, soft_wrap=True)

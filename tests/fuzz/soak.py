@@ -60,7 +60,7 @@ def network(integer: bool) -> tuple[bridge.SpikingNetwork, torch.Tensor]:
     layers = [nn.Conv2d(1, 4, 3, padding=1), QCFS(4), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 8), QCFS(4)]
     x = torch.rand(6, 1, 8, 8)
     found = bridge.convert(nn.Sequential(*layers, nn.Linear(8, 3)).eval(), x)
-    return (found.quantize(8, x), (x * 255).round()) if integer else (found, x)
+    return (found.quantize(8, x), (x * 255).round().to(torch.uint8)) if integer else (found, x)
 
 
 def soak(backends: list[str], count: int, *, integer: bool) -> list[str]:

@@ -155,3 +155,11 @@ def test_a_module_of_another_kind():
             before.with_weights(module)
     wrapped = nn.DataParallel(require("snntorch").export(before.to_nir()))
     assert before.with_weights(wrapped).ann is None
+
+
+def test_what_is_no_state_dict():
+    before, _ = network("cnn")
+    with pytest.raises(InputError, match=r"got str; torch\.load\(path\) reads one"):
+        before.with_weights("weights.pt")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r'give checkpoint\["state_dict"\]'):
+        before.with_weights({"state_dict": {}, "epoch": 3})
