@@ -230,14 +230,12 @@ class SpikingNetwork:
                 neuron was changed, of which a state dict tells the threshold alone: the message lists every name.
         """
         if not isinstance(module, nn.Module | Mapping):
-            hint = "; torch.load(path) reads one" if isinstance(module, str | os.PathLike) else ""
             raise InputError(
-                f"with_weights: expected a torch.nn.Module or a state dict, got {type(module).__name__}{hint}"
+                f"with_weights: expected a torch.nn.Module or a state dict, got {type(module).__name__}; of a file, "
+                "give torch.load(path)"
             )
         if isinstance(module, Mapping) and isinstance(module.get("state_dict"), Mapping):
-            raise InputError(
-                'with_weights: this is a checkpoint that holds a state dict: give checkpoint["state_dict"]'
-            )
+            raise InputError('with_weights: this is a checkpoint; give the state dict in it, checkpoint["state_dict"]')
         if isinstance(module, nn.Module):
             inner = getattr(module, "_orig_mod", module)  # of a compiled one
             inner = inner.module if isinstance(inner, nn.DataParallel) else inner

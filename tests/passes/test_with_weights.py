@@ -159,7 +159,7 @@ def test_a_module_of_another_kind():
 
 def test_what_is_no_state_dict():
     before, _ = network("cnn")
-    with pytest.raises(InputError, match=r"got str; torch\.load\(path\) reads one"):
+    with pytest.raises(InputError, match=r"got str; of a file, give torch\.load\(path\)"):
         before.with_weights("weights.pt")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r'give checkpoint\["state_dict"\]'):
+    with pytest.raises(InputError, match=r'give the state dict in it, checkpoint\["state_dict"\]'):
         before.with_weights({"state_dict": {}, "epoch": 3})
