@@ -157,7 +157,11 @@ def int8(layer: Affine, source: Range, output: Range) -> Kernel | None:
 
 def _int8_convolution(layer: Conv2d) -> Kernel:
     outputs = len(layer.weight)
-    ones, zeros, bias = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32), tensor(layer.bias)
+    ones, zeros, bias = (
+        torch.ones(outputs, dtype=torch.float32),
+        torch.zeros(outputs, dtype=torch.int32),
+        tensor(layer.bias),
+    )
     stride, padding, dilation = list(layer.stride), list(layer.padding), list(layer.dilation)
     weight = tensor(layer.weight).to(torch.int8)
     packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, stride, padding, dilation, layer.groups, None)
@@ -172,7 +176,11 @@ def _int8_convolution(layer: Conv2d) -> Kernel:
 
 def _int8_linear(layer: Linear) -> Kernel:
     outputs = len(layer.weight)
-    ones, zeros, bias = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int32), tensor(layer.bias)
+    ones, zeros, bias = (
+        torch.ones(outputs, dtype=torch.float32),
+        torch.zeros(outputs, dtype=torch.int32),
+        tensor(layer.bias),
+    )
     packed = torch.ops.onednn.qlinear_prepack(tensor(layer.weight).to(torch.int8), None)
     how: tuple[Any, ...] = (bias, 1.0, 0, torch.float32, "none", [], "")
 
