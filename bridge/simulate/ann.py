@@ -28,7 +28,7 @@ def activations(
         By activation its ``a/λ``, or count / L, in [0, 1], ``[B, *shape]``; likewise its input z; and the output
         ``[B, ...]``.
     """
-    values: dict[str, Tensor] = {graph.input.name: x}
+    values: dict[str, Tensor] = {graph.input.name: x if x.is_floating_point() else x.float()}
     normalised, drives = {}, {}
     for layer in graph.layers[1:]:
         value = values[layer.name] = evaluate(layer, *(values[source] for source in layer.inputs))

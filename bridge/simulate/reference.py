@@ -61,6 +61,7 @@ def simulate(
     recorder = Recorder(NAME, {name: graph.shapes[name] for name in graph.spiking}, summed=graph.staged)
     replayed = {name: heard.spikes(name) for name in graph.spiking} if heard else {}
     idle = frozenset[str]() if only is None else _idle(graph, only)
+    x = x if x.is_floating_point() else x.float()  # weights are computed in the type of the images
     constant: dict[str, Tensor] = {graph.input.name: x}
     for layer in graph.layers[1:]:  # what depends on the input alone is the same at every step
         if layer.name in graph.constant:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import bridge
 from bridge import GraphError, InputError
 from bridge.errors import RangeWarning
+from bridge.simulate.ann import activations
+from bridge.simulate.reference import simulate
 
 STEPS = 4
 MEAN, STD = [0.4, 0.5], [0.25, 0.2]
@@ -356,3 +358,11 @@ def test_verbs_of_the_objects(tmp_path):
 
 def replace_ids(tables):
     return [(table.title, [[*column.cells] for column in table.columns]) for table in tables]
+
+
+def test_simulators_by_themselves_compute_pixels_in_floats():
+    _, whole, pixels, *_ = networks()
+    assert whole.ann is not None
+    for given in (pixels, pixels.long()):
+        assert np.array_equal(simulate(whole.graph, given, STEPS).readout, whole.run(pixels, STEPS).readout)
+        assert torch.equal(activations(whole.ann, given)[2], activations(whole.ann, pixels.float())[2])
